@@ -1,0 +1,37 @@
+"""IPO-MD: the IPO loss on pairs drawn from the mixture of policy and reference (arXiv 2403.08635, section 5).
+
+The whole difference to ipo.py is PAIR: both responses come from pi^(1-beta) pi_ref^beta, normalised token by token
+(sampler.py), and no gradient flows through the sampling. beta = 0 is online IPO, bit for bit; beta = 1 is offline
+IPO on data drawn from the reference.
+Left out: the sequence-level mixture of the theory, which no language model can sample directly (bandit.py has it).
+Run: python ipo_md.py    (the mixture and the two limits on three responses)
+"""
+
+import torch
+
+from ipo import CONTRASTIVE, LEARNS_FROM, loss  # noqa: F401  the loss is IPO's: only the sampling differs
+
+PAIR = ("mixture", "mixture")  # who draws y and y': both, or it is Nash-MD's sampling
+
+
+def mixture(log_pi, log_ref, beta):
+    """log of pi^(1-beta) pi_ref^beta / Z, the geometric mixture, along the last dimension.
+
+    log_pi, log_ref: [..., N] log-probabilities. beta in [0, 1]: the weight of the reference.
+    """
+    return torch.log_softmax((1 - beta) * log_pi + beta * log_ref, dim=-1)
+
+
+def worked_example():
+    """Prints the mixture of two distributions over three responses for several beta."""
+    log_pi = torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64).log()
+    log_ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    print("pi = (0.8, 0.1, 0.1), pi_ref = (0.2, 0.3, 0.5)")
+    for beta in (0.0, 0.125, 0.5, 1.0):
+        print(f"  mixture, beta = {beta:<6}", [round(p, 4) for p in mixture(log_pi, log_ref, beta).exp().tolist()])
+    print("beta = 0.5 by hand: sqrt(0.8*0.2), sqrt(0.1*0.3), sqrt(0.1*0.5) = 0.4, 0.1732, 0.2236; divide by 0.7968.")
+    print("The arithmetic mean, (0.5, 0.2, 0.3), is another distribution: the usual mistake.")
+
+
+if __name__ == "__main__":
+    worked_example()

@@ -1,0 +1,156 @@
+"""The policy: a GPT-2 of transformers with its tokenizer, built from scratch or loaded, and its log-probabilities.
+
+Prompts are padded on the left and responses on the right, both as (ids [B, length], mask [B, length]), so that every
+response begins in one column. Masks come from positions and lengths, never from comparing ids with the pad id: GPT-2
+pads with its end-of-text token.
+Left out: other architectures (sampler.py runs GPT-2's layers itself), adapters, quantisation.
+Run: python policy.py    (a response scored token by token)
+
+Shapes: B rows, P prompt columns, T response columns.
+"""
+
+import os
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+SIZES = {"tiny": dict(n_layer=2, n_head=4, n_embd=128), "gpt2-124m": dict(n_layer=12, n_head=12, n_embd=768)}
+
+
+def build(size, tokenizer, context, seed):
+    """A GPT-2 with random weights: size is a key of SIZES, context its number of positions. Returns the model in eval mode."""
+    shape = SIZES[size]
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=context, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        # Dropout would make the step-0 log-ratio differ from 0, and training and sampling disagree.
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        # GPT-2's 0.02 is 1/sqrt(width) for its own widths; a narrow model with it never learns to copy from the prompt.
+        initializer_range=shape["n_embd"] ** -0.5, **shape,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config).eval()
+
+
+def load(source):
+    """Model and tokenizer of a local folder or hub name, dropout off, in eval mode. Raises ValueError with what to do.
+
+    Only safetensors are read: a pickle may run code when it is opened.
+    """
+    if not os.path.isdir(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ValueError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub name")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        )
+        tokenizer = load_tokenizer(source)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{source}: cannot load a policy: {str(error).strip().splitlines()[0]}") from None
+    if not isinstance(model, GPT2LMHeadModel):
+        raise ValueError(f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported")
+    model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(source):
+    """The tokenizer of a folder or hub name. Raises ValueError if it has no end-of-text token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        if not (os.path.isdir(source) and os.path.exists(os.path.join(source, "vocab.json"))):
+            raise ValueError(f"{source}: cannot load a tokenizer: {str(error).strip().splitlines()[0]}") from None
+        from transformers import GPT2TokenizerFast  # a folder of vocab.json and merges.txt names no class of its own
+
+        tokenizer = GPT2TokenizerFast.from_pretrained(source)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{source}: the tokenizer has no end-of-text token, so no response could end")
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def word_tokenizer(words):
+    """A tokenizer with one token a word, split at spaces, for the built-in task. words: unique strings."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def byte_tokenizer(texts, size=2048):
+    """A byte-level BPE of at most size entries, trained on texts: for real data without --tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def pad(rows, side, fill, device="cpu"):
+    """Lists of token ids as (ids [B, longest], mask [B, longest]), padded with fill on side 'left' or 'right'."""
+    longest = max(1, max(map(len, rows)))
+    ids = torch.full((len(rows), longest), fill)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        where = slice(longest - len(tokens), longest) if side == "left" else slice(0, len(tokens))
+        ids[row, where] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, where] = True
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask):
+    """Position ids [B, length] that count from each row's first real token. Left padding is wrong by tens of nats without."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def raise_precision(x):
+    """Half precision becomes float32; float32 and float64 stay. For logits, before any softmax."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def log_prob(model, prompt, response):
+    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B].
+
+    prompt: (ids [B, P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns.
+    In float32, or in the model's precision if that is higher.
+    """
+    return token_log_probs(model, prompt, response).sum(1)
+
+
+def token_log_probs(model, prompt, response):
+    """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False. Nats, [B, T]."""
+    (prompt_ids, prompt_mask), (ids, mask) = prompt[:2], response[:2]
+    everything = torch.cat([prompt_mask, mask], 1)
+    first = prompt_ids.shape[1] - 1  # its logits predict the response's first token
+    logits = model(
+        input_ids=torch.cat([prompt_ids, ids], 1), attention_mask=everything.long(), position_ids=positions(everything),
+        # The output head runs at the T response positions only: [B, P + T, vocabulary] logits would not fit in memory.
+        logits_to_keep=torch.arange(first, first + ids.shape[1], device=ids.device), use_cache=False,
+    ).logits
+    logp = -F.cross_entropy(raise_precision(logits).flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+    return logp.masked_fill(~mask, 0.0)  # by position: a pad is never told from an end-of-text by its id
+
+
+def worked_example():
+    """Prints one response's token log-probabilities, alone and in a left-padded batch."""
+    tokenizer = word_tokenizer(["a", "b", "c"])
+    model = build("tiny", tokenizer, 16, seed=0).double()
+    prompts, responses = [[1, 2, 3], [2]], [[1, 0], [3, 1, 2]]
+    batch = pad(prompts, "left", 0), pad(responses, "right", 0)
+    alone = pad(prompts[1:], "left", 0), pad(responses[1:], "right", 0)
+    with torch.no_grad():
+        print("prompts a b c / b, responses 'a <end>' / 'c a b' (cut at the limit: no end-of-text)")
+        print("token log-probabilities:", [[round(t, 4) for t in row] for row in token_log_probs(model, *batch).tolist()])
+        print("log_prob:", [round(t, 4) for t in log_prob(model, *batch).tolist()])
+        print(f"second row alone, without padding: {log_prob(model, *alone).item():.4f}")
+
+
+if __name__ == "__main__":
+    worked_example()

@@ -1,0 +1,42 @@
+"""RL against a Bradley-Terry reward: the RLHF baseline, with a leave-one-out baseline (RLOO, arXiv 2402.14740).
+
+Two responses of a prompt are drawn from the policy; each one's return r - tau log pi/pi_ref is measured against the
+other's, which does not depend on it. Written for the pair this is IPO's gradient with the reward gap r(y) - r(y') in
+the place of p - 1/2 (ipo.py): -(1/2) (r(y) - r(y') - tau h) (grad log pi(y) - grad log pi(y')).
+Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and names no baseline.
+Run: python rl.py    (both returns and advantages of one pair)
+"""
+
+import torch
+
+from ipo import PAIR, log_ratio_gap  # noqa: F401  sampled as IPO is
+
+LEARNS_FROM = 2
+CONTRASTIVE = False
+
+
+def loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau):
+    """Score-function loss with the other response's return as baseline, averaged over the two, one value a pair.
+
+    Arguments as ipo.loss, but for reward_gap: [B] r(y) - r(y'), the logit of a Bradley-Terry preference p(y > y'), nats.
+    Returns [B], unreduced: its value means nothing, its gradient is minus the RLHF direction.
+    """
+    h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
+    advantage = (reward_gap - tau * h).detach()  # of y; the advantage of y' is its negative
+    return -advantage * (logp - logp_other) / 2
+
+
+def worked_example():
+    """Prints the returns and advantages of one pair."""
+    tau, reward, reward_other = 0.1, 1.2, 0.4
+    logp, logp_other = torch.tensor(-3.0, requires_grad=True), torch.tensor(-2.0, requires_grad=True)
+    ref_logp, ref_logp_other = torch.tensor(-4.0), torch.tensor(-2.5)
+    value = loss(logp, logp_other, ref_logp, ref_logp_other, torch.tensor(reward - reward_other), tau)
+    slopes = torch.autograd.grad(value, (logp, logp_other))
+    print("r = 1.2 and 0.4, log pi = -3 and -2, log pi_ref = -4 and -2.5, tau = 0.1")
+    print("returns r - tau (log pi - log pi_ref): 1.2 - 0.1 = 1.1 and 0.4 - 0.05 = 0.35; advantages +0.75 and -0.75")
+    print(f"d loss / d log pi: {slopes[0].item():+.4f} and {slopes[1].item():+.4f}  (minus the advantage over two samples)")
+
+
+if __name__ == "__main__":
+    worked_example()
