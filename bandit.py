@@ -68,10 +68,7 @@ def win_rate(preferences, log_opponent):
 
 
 def respond(preferences, log_ref, tau, log_opponent):
-    """log of pi_ref(y) exp(p(y > opponent)/tau) / Z, [..., n]: the best regularised answer to a fixed opponent.
-
-    Against itself that is the Nash equilibrium (eq 12), against its own mixture eq 13, against the data's law offline IPO.
-    """
+    """log of pi_ref(y) exp(p(y > opponent)/tau)/Z, [..., n]: eq 12 against itself, eq 13 its mixture, offline IPO the data."""
     return torch.log_softmax(log_ref + win_rate(preferences, log_opponent) / tau, -1)
 
 
@@ -172,10 +169,10 @@ def dpo_point(preferences, log_ref, tau):
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
-    """The expectation of method.loss over all n x n pairs, [...]; differentiable in log_pi [..., n].
+    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n].
 
-    method: a module, ipo, ipo_md, nash_md, dpo, slic or rl (which wants reward gaps r(y) - r(y') for preferences); its
-    PAIR says who draws y and y'. mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in its place.
+    Its PAIR says who draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's
+    place. rl wants reward gaps r(y) - r(y') for preferences.
     """
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta)}
     first, second = (laws[who].detach() for who in method.PAIR)  # detached: no gradient flows through the sampling
@@ -384,12 +381,15 @@ def main(argv=None):
     parser.add_argument("--out", metavar="DIR", help="where pictures go (default results; with --preferences results/NAME)")
     parser.error = lambda message: parser.exit(2, f"bandit.py: error: {message}\n")  # one line, without the usage
     options = parser.parse_args(argv)
-    if not 0 < options.tau < math.inf:
-        parser.error(f"--tau {options.tau:g}: give a number above 0")
-    if not 0 <= options.beta < 1:
-        parser.error(f"--beta {options.beta:g}: give a number of at least 0 and below 1; 1 is offline IPO, which is in every table")
-    if options.reference and not options.preferences:
-        parser.error(f"--reference {options.reference}: belongs to your own game, give --preferences too")
+    for option, wrong, advice in (
+        ("--tau", not 0 < options.tau < math.inf, "give a number above 0"),
+        ("--beta", not 0 <= options.beta < 1, "give at least 0 and below 1; 1 is offline IPO, which is in every table"),
+        ("--games", options.games < 1, "give at least 1"),
+        ("--seed", not 0 <= options.seed < 2**63, "give 0 or more, below 2^63"),
+        ("--reference", options.reference and not options.preferences, "is for a game of your own: give --preferences too"),
+    ):
+        if wrong:
+            parser.error(f"{option} {getattr(options, option[2:])}: {advice}")
     if options.check:
         import claims  # here: it imports this file
         return claims.check(options.seed, options.games)
