@@ -73,7 +73,7 @@ def sampled_loss(model, w, method, tau, beta, count, generator):
 
 
 def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=None, seed=0):
-    """Trains a copy of the reference; yields log pi [2, 85] after every step. pairs: None for exact gradients, or a prompt's.
+    """Trains a copy of the reference; yields log pi [2, 85] every 20 steps and at the end. pairs a prompt, or exact.
 
     Adam without momentum (with it, cyclic games orbit), its rate falling as (1 - step/steps)^3.
     """
@@ -88,7 +88,7 @@ def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=Non
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if pairs is None or step == steps - 1 or step % 20 == 0:
+        if step % 20 == 19 or step == steps - 1:
             with torch.no_grad():
                 yield log_policy(model, w)
 
@@ -119,10 +119,10 @@ PARENT = torch.tensor([PREFIXES.index(prefix[:-1]) for prefix in PREFIXES[1:]])
 INNER_PARENT = torch.tensor([INNER.index(prefix[:-1]) for prefix in PREFIXES[1:]])
 
 
-def mixture_table(w):
-    """Total variations over tau and beta, prompts averaged: rows (tau, beta, laws, points, Nash)."""
-    for tau in (0.05, 0.1, 0.5):
-        for beta in (0.125, 0.25, 0.5, 0.75):
+def mixture_table(w, taus=(0.05, 0.1, 0.5), betas=(0.125, 0.25, 0.5, 0.75)):
+    """Total variations over tau and beta, prompts averaged: rows (tau, beta, laws, points, Nash), see below."""
+    for tau in taus:
+        for beta in betas:
             theory, tokens = solve(w, tau, beta), solve(w, tau, beta, per_token_mixture)
             laws = bandit.total_variation(mixture(theory, w.log_ref, beta), per_token_mixture(theory, w.log_ref, beta))
             nash = bandit.total_variation(theory, solve(w, tau))

@@ -73,13 +73,13 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
 def test_exact_training_reaches_the_solved_equilibrium(w, beta):
     """From the same start, IPO(-MD) and Nash-MD-PG end below TV 1e-3 of the solved point of eq 12 (13) and of each other.
 
-    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move (at most 6e-4 after the
-    400 steps here, 2e-4 after 600, 1e-5 after 1,200). For beta = 0.125 the mixture is the sequence-level one.
+    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move (about 2e-4 after the 600
+    steps here, 1e-5 after 1,200). For beta = 0.125 the mixture is the sequence-level one.
     """
     target, ends = solve(w, TAU, beta), {}
     assert total_variation(w.log_ref, target).min() > 0.1
     for method in (ipo_md, nash_md):
-        for log_pi in train(w, method, TAU, beta, steps=400):
+        for log_pi in train(w, method, TAU, beta, steps=600):
             ends[method] = log_pi
         off = total_variation(ends[method], target).max().item()
         print(f"{method.__name__}, beta = {beta}: total variation {off:.1e}")
@@ -138,7 +138,7 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     theory = solve(w, TAU, 0.5)
     slopes = bandit.gradient(ipo_md, theory, w.log_ref, w.preferences, TAU, 0.5, per_token_mixture)
     assert slopes.abs().max() > 1e-4 and total_variation(theory, point).min() > 1e-3
-    rows = list(mixture_table(w))
+    rows = list(mixture_table(w, taus=(0.05, 0.5), betas=(0.125, 0.5)))
     for _, _, laws, points, nash in rows:
         assert 1e-5 < points < nash / 5 and 1e-4 < laws < 0.1
     assert max(row[3] for row in rows if row[0] == 0.5) < min(row[3] for row in rows if row[0] == 0.05) / 10
@@ -157,21 +157,20 @@ def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
     assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 150**0.5).all()
 
 
-@pytest.mark.parametrize("method", [ipo, nash_md])
-def test_sampled_training_approaches_the_equilibrium(w, method):
-    """120 steps of 64 pairs a prompt from the real sampler: less than two thirds of the way is left, within sampling noise.
+def test_sampled_training_approaches_the_equilibrium(w):
+    """150 steps of online IPO on 64 pairs a prompt from the real sampler: at most 0.15 in total variation is left of 0.21.
 
     Sampling error decides here, not bias: the gradients are unbiased (above), and the exact ones arrive.
     """
-    for log_pi in train(w, method, TAU, steps=120, rate=2e-3, pairs=64):
+    for log_pi in train(w, ipo, TAU, steps=150, rate=2e-3, pairs=64):
         pass
     target = solve(w, TAU)
-    left = total_variation(log_pi, target).mean() / total_variation(w.log_ref, target).mean()
-    print(f"{method.__name__}: {left:.2f} of the way left")
-    assert left < 2 / 3
+    left, start = total_variation(log_pi, target).mean(), total_variation(w.log_ref, target).mean()
+    print(f"total variation {left:.3f}, {start:.3f} at the start")
+    assert left < 0.15 < start
 
 
 def test_helper_yields_policies(w):
-    """train is a generator of log pi [2, 85]; the exercises record what they need from it."""
+    """train is a generator of log pi [2, 85]; a run can record what they need from it."""
     first = next(iter(train(w, ipo, TAU, steps=1)))
     assert first.shape == (len(PROMPTS), len(enumerated.RESPONSES)) and not first.requires_grad
