@@ -198,10 +198,10 @@ def descend(method, preferences, log_ref, tau, beta=0.0, mixture=mixture, rate=0
     unit = {ipo: tau / 4, ipo_md: tau / 4, nash_md: 1.0, rl: 1.0, dpo: 1 / (2 * tau), slic: 1 / (2 * tau)}[method]
     path = [log_ref if start is None else start]
     for step in range(steps):
-        move = unit * rate / (1 + step / (decay or math.inf))
-        move = move * gradient(method, path[-1], log_ref, preferences, tau, beta, mixture)
+        move = gradient(method, path[-1], log_ref, preferences, tau, beta, mixture) * unit * rate / (1 + step / (decay or math.inf))
         if natural:
-            move = move / (path[-1] if method.PAIR[0] == "policy" else mixture(path[-1], log_ref, beta)).exp()
+            law = path[-1] if method.PAIR[0] == "policy" else mixture(path[-1], log_ref, beta)
+            move = move / law.exp().clamp(min=1e-300)  # where the law underflows the gradient is 0, too
         path.append(torch.log_softmax(path[-1] - move, -1))
         if (move - move.mean(-1, keepdim=True)).abs().max() < 1e-12:
             break
@@ -270,7 +270,7 @@ def read_numbers(path, option):
                 raise ValueError(f"{len(row)} entries where the first row has {len(rows[0])}")
         return torch.from_numpy(numpy.array(array))
     except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
-        raise ValueError(f"{option} {path}: cannot be read as numbers without header: {where}{str(error).splitlines()[0]}") from None
+        raise ValueError(f"{option} {path}: cannot be read: {where}{str(error).splitlines()[0]}") from None
 
 
 def read_preferences(path, option="--preferences"):
@@ -411,7 +411,7 @@ def main(argv=None):
         print("\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; DPO may have no finite point")
         print(f"pictures: {os.path.join(folder, 'duality_gap.png')}", "and fig6.png" if len(triangle[1]) == 3 else "")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(str(error) if isinstance(error, ValueError) else f"--out {folder}: {error.strerror}")
     return 0
 
 

@@ -78,7 +78,7 @@ def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=Non
     Adam without momentum (with it, cyclic games orbit), its rate falling as (1 - step/steps)^3.
     """
     model, generator = copy.deepcopy(w.reference).requires_grad_(True), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.0, 0.9 if pairs is None else 0.99), eps=1e-12)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.0, 0.9 if pairs is None else 0.99), eps=1e-12, fused=True)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * (1 - step / steps) ** 3
         if pairs is None:

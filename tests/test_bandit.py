@@ -391,6 +391,22 @@ def test_bad_references(capsys, tmp_path, text, expected):
     assert status == 2 and "--preferences" in error
 
 
+def test_out_that_is_a_file_is_refused(capsys, tmp_path):
+    (tmp_path / "p.csv").write_text(GOOD)
+    (tmp_path / "file").write_text("mine")
+    status, _, error = run(capsys, "--preferences", tmp_path / "p.csv", "--out", tmp_path / "file")
+    assert status == 2 and error.count("\n") == 1 and "--out" in error and (tmp_path / "file").read_text() == "mine"
+
+
+def test_certain_preferences_stay_finite():
+    """p = 1 everywhere at tau = 0.02: rewards are clipped, probabilities underflow, and no method turns to NaN."""
+    preferences = 0.5 + torch.ones(3, 3, dtype=DOUBLE).triu(1) / 2 - torch.ones(3, 3, dtype=DOUBLE).tril(-1) / 2
+    rewards = bandit.fit_reward(preferences, BIASED)
+    assert rewards.isfinite().all()
+    for method, labels in ((ipo, preferences), (rl, rewards[:, None] - rewards)):
+        assert descend(method, labels, BIASED, 0.02, rate=0.5, steps=500)[-1].isfinite().all(), method.__name__
+
+
 def test_a_pickle_is_not_opened(capsys, tmp_path):
     numpy.save(tmp_path / "p.npy", numpy.array([[object()]]), allow_pickle=True)
     status, _, error = run(capsys, "--preferences", tmp_path / "p.npy")

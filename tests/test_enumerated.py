@@ -73,7 +73,7 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
 def test_exact_training_reaches_the_solved_equilibrium(w, beta):
     """From the same start, IPO(-MD) and Nash-MD-PG end below TV 1e-3 of the solved point of eq 12 (13) and of each other.
 
-    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move (about 2e-4 after the 600
+    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move (some 6e-4 after the 600
     steps here, 1e-5 after 1,200). For beta = 0.125 the mixture is the sequence-level one.
     """
     target, ends = solve(w, TAU, beta), {}
@@ -146,15 +146,15 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
 
 @pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
 def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
-    """The mean of 150 gradients of 32 pairs a prompt from the real sampler, per-token mixture and all, against the exact one.
+    """The mean of 100 gradients of 32 pairs a prompt from the real sampler, per-token mixture and all, against the exact one.
 
     Compared along 20 fixed random directions of parameter space: all within 4 standard errors (false alarm 20 x 6e-5).
     """
     exact = slope(exact_loss(away, w, method, TAU, beta, per_token_mixture), away)
     generator = torch.Generator().manual_seed(2)
     directions = torch.randn(20, len(exact), generator=generator, dtype=torch.float64)
-    many = torch.stack([directions @ slope(sampled_loss(away, w, method, TAU, beta, 32, generator), away) for _ in range(150)])
-    assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 150**0.5).all()
+    many = torch.stack([directions @ slope(sampled_loss(away, w, method, TAU, beta, 32, generator), away) for _ in range(100)])
+    assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 100**0.5).all()
 
 
 def test_sampled_training_approaches_the_equilibrium(w):
