@@ -75,9 +75,14 @@ def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("beta", [0.125, 0.5])
 def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
-    """And it is not the Nash equilibrium, so a program that ignores beta fails here."""
-    game = GAMES[name]
+    """And it is not the Nash equilibrium, so a program that ignores beta fails here.
+
+    The mixture is written out: methods and solver share ipo_md.mixture, and would agree on an inverted weight.
+    """
+    preferences, log_ref, tau = game = GAMES[name]
     shifted = fixed_point(*game, beta)
+    blend = shifted.exp() ** (1 - beta) * log_ref.exp() ** beta
+    assert (shifted - respond(preferences, log_ref, tau, (blend / blend.sum()).log())).abs().max() < 1e-10
     assert gap_to(shifted, ipo_md, game, beta) < 1e-9
     assert gap_to(shifted, nash_md, game, beta) < 1e-9
     assert total_variation(shifted, fixed_point(*game)) > 1e-3
