@@ -1,0 +1,391 @@
+"""The main job: align a policy with preferences, online, by any of the paper's losses.
+
+data -> supervised policy (= reference = start) -> preference model (and reward) -> online alignment -> evaluation -> run folder.
+The first three stages depend neither on --loss nor on --seed; they are kept under --stages and used again.
+Run: python train.py --loss ipo_md                  (the built-in task, on a CPU, without network)
+     python train.py --loss ipo_md --policy gpt2 --demos trl-lib/tldr --comparisons trl-lib/tldr-preference
+
+Left out: learning-rate schedules, several epochs over one batch of samples, sharded models.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+import data
+import dpo
+import evaluate
+import ipo
+import ipo_md
+import nash_md
+import policy as policies
+import preference_model
+import rl
+import sampler
+import slic
+
+# The paper's Table 1 is in the files: CONTRASTIVE, and PAIR, who draws y and y' (policy: online; mixture: regularised sampling).
+METHODS = {"ipo": ipo, "ipo_md": ipo_md, "nash_md": nash_md, "dpo": dpo, "slic": slic, "rl": rl}
+TAU = {"ipo": 0.1, "ipo_md": 0.1, "nash_md": 0.1, "dpo": 0.1, "slic": 0.1, "rl": 0.1}  # for summed log-probabilities, by a sweep
+BETA = {"ipo_md": 0.125, "nash_md": 0.125}
+OFFLINE = ("ipo", "dpo", "slic")
+POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
+
+
+def arguments(argv):
+    """The options, checked. Raises ValueError naming the option and what to do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--loss", default="ipo_md", choices=list(METHODS), help="which method (default ipo_md)")
+    add("--tau", type=float, help="regularisation strength, above 0; each method has its own default")
+    add("--beta", type=float, help="weight of the reference in the mixture, 0 to 1, for ipo_md and nash_md (default 0.125)")
+    add("--steps", type=int, default=200, help="alignment steps (default 200)")
+    add("--lr", type=float, default=2e-4, help="alignment's learning rate (default 2e-4)")
+    add("--batch-size", type=int, default=32, help="prompts a step (default 32)")
+    add("--micro-batch-size", type=int, help="pairs a backward pass: less memory, the same result (default: the whole batch)")
+    add("--offline", action="store_true", help="learn from the recorded comparisons (ipo, dpo, slic)")
+    add("--seed", type=int, default=0, help="of the alignment (default 0)")
+    add("--data-seed", type=int, default=0, help="of the shared stages (default 0)")
+    add("--demos", help="records prompt, completion: a file or a hub name (default: the built-in task)")
+    add("--comparisons", help="records prompt, chosen, rejected; alone, the chosen responses are the demos")
+    add("--prompts", help="records prompt, to align and evaluate on (default: those of the demos)")
+    add("--policy", default="tiny", help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)")
+    add("--tokenizer", help="folder or hub name, for a policy from scratch on your own data (default: a byte-level BPE trained on it)")
+    add("--supervised-steps", type=int, default=900, help="(default 900)")
+    add("--supervised-lr", type=float, help="(default 3e-3 for tiny, 1e-4 else)")
+    add("--preference-steps", type=int, default=2000, help="(default 2000)")
+    add("--max-prompt-tokens", type=int, default=448, help="longer prompts are cut from the left (default 448)")
+    add("--max-response-tokens", type=int, default=48, help="(default 48; the built-in task has its own)")
+    add("--eval-prompts", type=int, default=500, help="test prompts (default 500)")
+    add("--out", help="run folder (default runs/LOSS-seedSEED)")
+    add("--stages", default="runs/stages", help="where the shared stages are kept (default runs/stages)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast; weights and losses stay float32")
+
+    def fail(message):
+        raise ValueError(message)
+
+    parser.error = fail  # one line without the usage, like every other error
+    options = parser.parse_args(argv)
+    check(options)
+    return options
+
+
+def check(options):
+    """Raises ValueError for values and combinations that cannot be run; fills the defaults that depend on the method."""
+    if options.beta is not None and options.loss not in BETA:
+        raise ValueError(f"--beta {options.beta}: --loss {options.loss} samples no mixture; leave --beta out or take ipo_md or nash_md")
+    options.tau = TAU[options.loss] if options.tau is None else options.tau
+    options.beta = BETA.get(options.loss, 0.0) if options.beta is None else options.beta
+    for name in ("tau", "lr", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_prompts", "supervised_lr"):
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    for name in ("steps", "supervised_steps", "preference_steps", "seed", "data_seed"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 0 or more")
+    if not 0 <= options.beta <= 1:
+        raise ValueError(f"--beta {options.beta}: give a weight from 0 (policy) to 1 (reference)")
+    if options.offline and options.loss not in OFFLINE:
+        raise ValueError(f"--offline: --loss {options.loss} learns from its own samples; take one of {', '.join(OFFLINE)}")
+    if not (options.demos or options.comparisons) and (options.prompts or options.tokenizer):
+        raise ValueError("--prompts and --tokenizer go with your own data; give --comparisons too")
+    if options.demos and not options.comparisons:
+        raise ValueError("--demos: needs --comparisons to learn a preference model from")
+    if options.comparisons and options.tokenizer and options.policy not in policies.SIZES:
+        raise ValueError(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is available; take --device cpu")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.out = options.out or f"runs/{options.loss}{'-offline' if options.offline else ''}-seed{options.seed}"
+
+
+def open_data(options):
+    """The task: the built-in one, or records. Returns (task, policy before supervision or None to build, hash of the data)."""
+    if not options.comparisons:
+        if options.policy not in policies.SIZES:
+            raise ValueError(f"--policy {options.policy}: the built-in task has its own words; take tiny or gpt2-124m, or give --comparisons")
+        return data.BuiltIn(options.data_seed), None, "built-in"
+    read = {name: data.read(name, getattr(options, name)) if getattr(options, name) else [] for name in data.LAYOUTS}
+    start = None
+    if options.policy not in policies.SIZES:
+        start, tokenizer = policies.load(options.policy)
+    elif options.tokenizer:
+        tokenizer = policies.load_tokenizer(options.tokenizer)
+    else:
+        texts = [text for record in [*read["demos"], *read["comparisons"]] for text in record.values()]
+        tokenizer = policies.byte_tokenizer(texts)
+        print(f"no --tokenizer: trained a byte-level BPE of {len(tokenizer)} entries on the data")
+    room = start.config.n_positions if start else math.inf
+    if options.max_prompt_tokens + options.max_response_tokens > room:
+        raise ValueError(f"--max-prompt-tokens and --max-response-tokens: together more than the policy's {room} positions; lower one")
+    task = data.Records(**read, tokenizer=tokenizer, max_prompt=options.max_prompt_tokens,
+                        max_response=options.max_response_tokens, data_seed=options.data_seed)
+    bytes_read = json.dumps([read, tokenizer.get_vocab()], sort_keys=True).encode()
+    return task, start, hashlib.sha256(bytes_read).hexdigest()
+
+
+def stage(folder, name, key, sources, make, load):
+    """What load reads from a kept stage, made first if there is none. key and the bytes of sources decide which one it is."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+    for source in sources:
+        with open(os.path.join(here, source), "rb") as file:
+            digest.update(file.read())
+    path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
+    if os.path.isdir(path):
+        print(f"{name}: reused {path}")
+        return load(path), path
+    begun, unfinished = time.time(), f"{path}.{os.getpid()}.tmp"
+    os.makedirs(unfinished)
+    make(unfinished)
+    os.rename(unfinished, path)  # whole or not at all
+    print(f"{name}: {time.time() - begun:.0f} s, kept in {path}")
+    return load(path), path
+
+
+def supervised(options, task, start, data_hash):
+    """The policy that imitates the demos: the reference, and every method's start. Returns (model, path)."""
+    names = ("policy", "supervised_steps", "supervised_lr", "max_prompt_tokens", "max_response_tokens", "data_seed", "dtype")
+    key = [data_hash, [getattr(options, name) for name in names]]
+    small = options.policy == "tiny"
+    lr = options.supervised_lr or (3e-3 if small else 1e-4)
+
+    def make(folder):
+        context = 128 if data_hash == "built-in" else max(128, options.max_prompt_tokens + options.max_response_tokens)
+        model = (start or policies.build(options.policy, task.tokenizer, context, options.data_seed)).to(options.device)
+
+        def loss(step):
+            prompt, response = to_device(task.demos(step, 32), options.device)
+            with precision(options):
+                return -policies.log_prob(model, prompt, response).sum() / response[1].sum()
+
+        policies.fit([dict(params=list(model.parameters()), lr=lr)], loss, options.supervised_steps, "supervised policy")
+        model.save_pretrained(folder)
+        task.tokenizer.save_pretrained(folder)
+
+    def load(folder):
+        return policies.load(folder)[0].to(options.device)
+
+    return stage(options.stages, "supervised", key, ("policy.py", "data.py", "summaries.py"), make, load)
+
+
+def preference(options, task, reference, reference_path, role, pairwise=True):
+    """A preference model (or reward) trained on the comparisons of a role, 'preference' or 'judge'. Returns (model, numbers)."""
+    key = [os.path.basename(reference_path), options.preference_steps, role, pairwise]
+    recorded, pool = isinstance(task, data.Records), {}
+
+    def comparisons(step):
+        if recorded:
+            return to_device(task.comparisons(role, step, 64, reference), options.device)
+        if step % POOL not in pool:
+            pool[step % POOL] = task.comparisons(role, step % POOL, 144, reference)
+        return pool[step % POOL]
+
+    def make(folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(options.data_seed + (role == "judge"))
+            model = preference_model.PreferenceModel(reference, pairwise).to(options.device)
+        name = "judge" if role == "judge" else "preference model" if pairwise else "reward model"
+        with precision(options):
+            model = preference_model.fit(model, comparisons, options.preference_steps, 2e-3, recorded, name)
+            numbers = preference_model.accuracy(model, lambda step: task.comparisons("held out", step, 192, reference), 10)
+        preference_model.save(model, folder)
+        with open(os.path.join(folder, "accuracy.json"), "w", encoding="utf-8") as file:
+            json.dump(numbers, file)
+
+    def load(folder):
+        with open(os.path.join(folder, "accuracy.json"), encoding="utf-8") as file:
+            return preference_model.load(folder).to(options.device), json.load(file)
+
+    name = "judge" if role == "judge" else "preference" if pairwise else "reward"
+    (model, numbers), _ = stage(options.stages, name, key, ("policy.py", "data.py", "summaries.py", "sampler.py", "preference_model.py"), make, load)
+    print(f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} (shorter wins {numbers['shorter_wins']:.3f}, "
+          f"longer wins {numbers['longer_wins']:.3f}), mean |p_hat - p| {numbers['error']:.3f}")
+    return model, numbers
+
+
+def draw(options, task, policy, reference, score, step):
+    """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl."""
+    method = METHODS[options.loss]
+    if options.offline:
+        prompt, response, i, j, chance, rng = to_device(task.comparisons("preference", step, 2 * options.batch_size, reference), options.device)
+        vote = torch.bernoulli(chance.cpu(), generator=rng).to(options.device)
+        prompt, y, y_other = (tuple(part[k] for part in tokens[:2]) for tokens, k in ((prompt, i), (response, i), (response, j)))
+        return prompt, y, y_other, vote
+    prompt = to_device(task.prompts("align", step, options.batch_size), options.device)
+    beta = tuple(options.beta if who == "mixture" else 0.0 for who in method.PAIR)
+    both = sampler.sample(policy, reference, prompt, beta, data.generator(options.seed, "sample", step), task.max_response)
+    y, y_other = (tuple(part[rows] for part in both) for rows in (slice(options.batch_size), slice(options.batch_size, None)))
+    with torch.no_grad():
+        return prompt, y, y_other, score(prompt, y, y_other)
+
+
+def update(options, policy, reference, optimizer, pairs):
+    """One optimiser step on the mean loss of the pairs, in micro-batches. Returns the step's numbers."""
+    method, (prompt, y, y_other, label) = METHODS[options.loss], pairs
+    total, size = len(label), options.micro_batch_size or len(label)
+    optimizer.zero_grad()
+    loss, gap = 0.0, []
+    for begin in range(0, total, size):
+        x, a, b = (tuple(part[begin : begin + size] for part in tokens) for tokens in (prompt, y, y_other))
+        sides = (a, b)[: method.LEARNS_FROM]
+        logp = [policies.log_prob(policy, x, side) for side in sides] + [None]
+        with torch.no_grad():
+            ref_logp = [policies.log_prob(reference, x, side) for side in sides] + [None]
+        value = method.loss(logp[0], logp[1], ref_logp[0], ref_logp[1], label[begin : begin + size], options.tau)
+        (value.sum() / total).backward()  # the global count: a mean of means over uneven parts would weight them wrongly
+        loss += value.detach().sum().item() / total
+        gap += [(logp[0] - ref_logp[0]).detach()]
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; lower --lr or raise --tau")
+    optimizer.step()
+    ids, mask = y_other[:2]
+    width = min(ids.shape[1], y[0].shape[1])
+    same = ((y[0] == ids)[:, :width] | ~mask[:, :width]).all(1) & (y[1].sum(1) == mask.sum(1))
+    return dict(loss=loss, grad_norm=norm, log_ratio=torch.cat(gap).mean().item(), label=label.mean().item(),
+                same=same.float().mean().item(), length=y[1].sum(1).float().mean().item())
+
+
+def align(options, task, policy, reference, score, judge, log):
+    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step and an evaluation ten times."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
+    every = max(1, options.steps // 10)
+    for step in tqdm(range(options.steps), desc=f"alignment, {options.loss}", mininterval=1.0):
+        with precision(options):
+            if step % every == 0:
+                write(log, dict(step=step, **validate(policy, reference, judge, task)))
+            pairs = draw(options, task, policy, reference, score, step)
+            write(log, dict(step=step, **update(options, policy, reference, optimizer, pairs)))
+    write(log, dict(step=options.steps, **validate(policy, reference, judge, task)))
+
+
+def validate(policy, reference, judge, task):
+    """The evaluation's numbers on validation prompts, which are not the test prompts."""
+    numbers, _ = evaluate.measure(policy, reference, judge, task, "validation", 100)
+    return {name: numbers[name] for name in ("win_rate", "kl", "length", "unfinished", "distinct")}
+
+
+def write(log, line):
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+
+
+def to_device(value, device):
+    """Tensors, and tuples of them, moved to a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(to_device(part, device) for part in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def precision(options):
+    """Autocast to bfloat16 where it was asked for."""
+    return torch.autocast(options.device, torch.bfloat16) if options.dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def draw_curves(lines, path):
+    """curves.png: win rate, KL, length and loss over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
+    panels = (("win_rate", "win rate against the start"), ("kl", "KL to the reference (nats)"), ("length", "length (tokens)"), ("loss", "loss"))
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line and (name == "loss" or "win_rate" in line)]
+        axis.plot(*zip(*points, strict=True), marker="" if name == "loss" else "o")
+        axis.set(xlabel="step", title=label)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def finished(options):
+    """The summary of this very run if it is already there. Raises ValueError if the folder holds another run."""
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "stages")}
+    path = os.path.join(options.out, "config.json")
+    if not os.path.exists(path):
+        if os.path.exists(options.out) and os.listdir(options.out):
+            raise ValueError(f"--out {options.out}: is not a run's folder and not empty; give another")
+        return config, None
+    with open(path, encoding="utf-8") as file:
+        other = json.load(file)
+    changed = [f"{name} {other.get(name)} there, {value} here" for name, value in config.items() if other.get(name) != value]
+    if changed:
+        raise ValueError(f"--out {options.out}: holds a different run ({'; '.join(changed)}); give another --out")
+    summary = os.path.join(options.out, "summary.json")
+    if os.path.exists(summary):
+        with open(summary, encoding="utf-8") as file:
+            return config, json.load(file)
+    return config, None
+
+
+def run(options):
+    """All stages; returns the summary."""
+    begun = time.time()
+    config, summary = finished(options)
+    if summary:
+        print(f"this run is finished; its result in {options.out}:")
+        return summary
+    method = METHODS[options.loss]
+    print(f"{options.loss}: contrastive {'yes' if method.CONTRASTIVE else 'no'}, online {'no' if options.offline else 'yes'}, "
+          f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; log-probabilities are sums, tau = {options.tau}, beta = {options.beta}")
+    task, start, data_hash = open_data(options)
+    reference, path = supervised(options, task, start, data_hash)
+    reference.requires_grad_(False)
+    model, _ = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
+    judge = task.judge or preference(options, task, reference, path, "judge")[0]
+    policy, _ = policies.load(path)
+    policy = policy.to(options.device)
+    os.makedirs(options.out, exist_ok=True)
+    with open(os.path.join(options.out, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=1)
+    metrics = os.path.join(options.out, "metrics.jsonl")
+    with open(metrics, "w", encoding="utf-8") as log:
+        align(options, task, policy, reference, model.gap if options.loss == "rl" else model, judge, log)
+    count = options.eval_prompts if task.judge else min(options.eval_prompts, len(task.asked["test"]))
+    numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
+    with open(os.path.join(options.out, "samples.txt"), "w", encoding="utf-8") as file:
+        file.write(evaluate.samples(kept, judge, task.tokenizer))
+    with open(metrics, encoding="utf-8") as file:
+        draw_curves([json.loads(line) for line in file], os.path.join(options.out, "curves.png"))
+    policy.save_pretrained(os.path.join(options.out, "policy"))
+    task.tokenizer.save_pretrained(os.path.join(options.out, "policy"))
+    if getattr(task, "cut", None):
+        print(f"warning: {len(task.cut)} prompts are longer than {task.max_prompt} tokens and were cut from the left")
+    summary = dict(numbers, loss=options.loss, tau=options.tau, beta=options.beta, steps=options.steps, seconds=time.time() - begun)
+    with open(os.path.join(options.out, "summary.json.tmp"), "w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=1)
+    os.replace(os.path.join(options.out, "summary.json.tmp"), os.path.join(options.out, "summary.json"))
+    return summary
+
+
+def main(argv=None):
+    """Runs the job; returns the exit status."""
+    try:
+        options = arguments(argv)
+        summary = run(options)
+    except (ValueError, FloatingPointError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    for name, value in summary.items():
+        print(f"  {name:14s} {value:.4g}" if isinstance(value, float) else f"  {name:14s} {value}")
+    print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
