@@ -61,9 +61,9 @@ class BuiltIn:
     def pad(self, texts, side):
         return policies.pad([self.tokenizer.encode(text) for text in texts], side, self.tokenizer.eos_token_id)
 
-    def comparisons(self, role, step, count, model):
-        """Fresh posts, six responses of the supervised policy to each, and every pair of the six to vote on."""
-        responses, rng = 6, generator(self.data_seed, f"votes for {role}", step)
+    def comparisons(self, role, step, count, model, responses=6):
+        """count responses of the supervised policy, so many to each of some fresh posts, and every pair of a post's to vote on."""
+        rng = generator(self.data_seed, f"votes for {role}", step)
         count = max(1, count // responses)
         # Held-out pairs are of posts that no vote was seen on.
         posts = self.prompts("preference" if role == "preference" else "validation", step, count)
@@ -88,11 +88,11 @@ class Records:
 
     def __init__(self, demos, comparisons, prompts, tokenizer, max_prompt, max_response, data_seed=0):
         self.tokenizer, self.max_prompt, self.max_response, self.data_seed = tokenizer, max_prompt, max_response, data_seed
-        self.cut = set()
+        self.cut, self.order = set(), {}
         compared = {record["prompt"] for record in comparisons}
         places = ["preference", "judge"] if demos else ["preference", "judge", "supervised"]
         place = {prompt: self.place(prompt, places) for prompt in compared}
-        self.compared = {name: [r for r in comparisons if place[r["prompt"]] == name] for name in [*places, "held out", "test"]}
+        self.compared = {name: [r for r in comparisons if place[r["prompt"]] == name] for name in [*places, "held out"]}
         chosen = [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.compared.get("supervised", [])]
         self.demonstrations = chosen or [r for r in demos if r["prompt"] not in compared and self.place(r["prompt"], ["demo"]) == "demo"]
         asked = {record["prompt"] for record in prompts or demos or comparisons}
@@ -101,8 +101,8 @@ class Records:
         align = sorted(asked - taken - set(test))
         # Validation prompts are seen while tuning, so they are not the test prompts.
         self.asked = {"align": align[len(align) // 10 + 1 :], "validation": align[: len(align) // 10 + 1], "test": test}
-        for name, rows in [*self.compared.items(), *self.asked.items(), ("supervised", self.demonstrations)]:
-            if not rows and name != "supervised" or not self.demonstrations:
+        for name, rows in {**self.compared, **self.asked, "supervised": self.demonstrations}.items():
+            if not rows:
                 raise ValueError(f"no prompt is left for the split '{name}': give more records, at least about 100 prompts of each kind")
 
     def place(self, prompt, places):
@@ -115,8 +115,10 @@ class Records:
         picked = []
         for index in range(step * count, (step + 1) * count):
             epoch, position = divmod(index, len(rows))
-            order = torch.randperm(len(rows), generator=generator(self.data_seed, f"order of {stage}", epoch))
-            picked.append(rows[int(order[position])])
+            if self.order.get(stage, (None, None))[0] != epoch:
+                shuffled = torch.randperm(len(rows), generator=generator(self.data_seed, f"order of {stage}", epoch)).tolist()
+                self.order[stage] = epoch, shuffled
+            picked.append(rows[self.order[stage][1][position]])
         return picked
 
     def pad_prompts(self, texts):
@@ -137,7 +139,7 @@ class Records:
         rows = self.some(self.demonstrations, "demos", step, count)
         return self.pad_prompts([row["prompt"] for row in rows]), self.pad_responses([row["completion"] for row in rows])
 
-    def comparisons(self, role, step, count, model):
+    def comparisons(self, role, step, count, model, responses=2):
         """Recorded comparisons of 'preference', 'judge' or 'held out' prompts: i are the chosen, j the rejected responses."""
         rows = self.some(self.compared[role], role, step, count // 2)
         prompt = tuple(part.repeat(2, 1).to(model.device) for part in self.pad_prompts([row["prompt"] for row in rows]))

@@ -76,6 +76,7 @@ def main(argv=None):
     parser.add_argument("--max-prompt-tokens", type=int, default=512, help="longer prompts are cut from the left (default 512)")
     parser.add_argument("--max-response-tokens", type=int, default=48, help="of a response (default 48; the built-in task has its own)")
     options = parser.parse_args(argv)
+    policies.quiet()
     try:
         folders = [os.path.join(path, "policy") if os.path.isdir(os.path.join(path, "policy")) else path for path in (options.a, options.b)]
         (policy, tokenizer), (other, other_tokenizer) = (policies.load(folder) for folder in folders)

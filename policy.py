@@ -9,9 +9,11 @@ Run: python policy.py    (a response scored token by token)
 Shapes: B rows, P prompt columns, T response columns.
 """
 
+import logging
 import os
 
 import torch
+import transformers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -84,11 +86,23 @@ def load(source):
         )
         tokenizer = load_tokenizer(source)
     except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{source}: cannot load a policy: {str(error).strip().splitlines()[0]}") from None
+        raise ValueError(f"{source}: cannot load a policy: {first_line(error)}; without network give a local folder") from None
     if not isinstance(model, GPT2LMHeadModel):
         raise ValueError(f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported")
     model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     return model.eval(), tokenizer
+
+
+def quiet():
+    """Silences the libraries' loading bars and the hub client's five retries: the error that follows says it in one line."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def first_line(error):
+    """An exception's message, cut to one line."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def load_tokenizer(source):
@@ -97,7 +111,7 @@ def load_tokenizer(source):
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         if not (os.path.isdir(source) and os.path.exists(os.path.join(source, "vocab.json"))):
-            raise ValueError(f"{source}: cannot load a tokenizer: {str(error).strip().splitlines()[0]}") from None
+            raise ValueError(f"{source}: cannot load a tokenizer: {first_line(error)}; give a local folder") from None
         from transformers import GPT2TokenizerFast  # a folder of vocab.json and merges.txt names no class of its own
 
         tokenizer = GPT2TokenizerFast.from_pretrained(source)

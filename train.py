@@ -35,7 +35,7 @@ import slic
 
 # The paper's Table 1 is in the files: CONTRASTIVE, and PAIR, who draws y and y' (policy: online; mixture: regularised sampling).
 METHODS = {"ipo": ipo, "ipo_md": ipo_md, "nash_md": nash_md, "dpo": dpo, "slic": slic, "rl": rl}
-TAU = {"ipo": 0.1, "ipo_md": 0.1, "nash_md": 0.1, "dpo": 0.1, "slic": 0.1, "rl": 0.1}  # for summed log-probabilities, by a sweep
+TAU = {"ipo": 0.03, "ipo_md": 0.03, "nash_md": 0.03, "dpo": 0.2, "slic": 0.1, "rl": 0.2}  # for summed log-probabilities, by a sweep
 BETA = {"ipo_md": 0.125, "nash_md": 0.125}
 OFFLINE = ("ipo", "dpo", "slic")
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
@@ -49,7 +49,7 @@ def arguments(argv):
     add("--tau", type=float, help="regularisation strength, above 0; each method has its own default")
     add("--beta", type=float, help="weight of the reference in the mixture, 0 to 1, for ipo_md and nash_md (default 0.125)")
     add("--steps", type=int, default=200, help="alignment steps (default 200)")
-    add("--lr", type=float, default=2e-4, help="alignment's learning rate (default 2e-4)")
+    add("--lr", type=float, default=5e-4, help="alignment's learning rate (default 5e-4)")
     add("--batch-size", type=int, default=32, help="prompts a step (default 32)")
     add("--micro-batch-size", type=int, help="pairs a backward pass: less memory, the same result (default: the whole batch)")
     add("--offline", action="store_true", help="learn from the recorded comparisons (ipo, dpo, slic)")
@@ -219,7 +219,7 @@ def draw(options, task, policy, reference, score, step):
     """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl."""
     method = METHODS[options.loss]
     if options.offline:
-        prompt, response, i, j, chance, rng = to_device(task.comparisons("preference", step, 2 * options.batch_size, reference), options.device)
+        prompt, response, i, j, chance, rng = to_device(task.comparisons("preference", step, 2 * options.batch_size, reference, 2), options.device)
         vote = torch.bernoulli(chance.cpu(), generator=rng).to(options.device)
         prompt, y, y_other = (tuple(part[k] for part in tokens[:2]) for tokens, k in ((prompt, i), (response, i), (response, j)))
         return prompt, y, y_other, vote
@@ -313,9 +313,9 @@ def draw_curves(lines, path):
     plt.close(figure)
 
 
-def finished(options):
-    """The summary of this very run if it is already there. Raises ValueError if the folder holds another run."""
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "stages")}
+def finished(options, data_hash):
+    """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run."""
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "stages")} | {"data": data_hash}
     path = os.path.join(options.out, "config.json")
     if not os.path.exists(path):
         if os.path.exists(options.out) and os.listdir(options.out):
@@ -336,14 +336,14 @@ def finished(options):
 def run(options):
     """All stages; returns the summary."""
     begun = time.time()
-    config, summary = finished(options)
+    task, start, data_hash = open_data(options)
+    config, summary = finished(options, data_hash)
     if summary:
         print(f"this run is finished; its result in {options.out}:")
         return summary
     method = METHODS[options.loss]
     print(f"{options.loss}: contrastive {'yes' if method.CONTRASTIVE else 'no'}, online {'no' if options.offline else 'yes'}, "
           f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; log-probabilities are sums, tau = {options.tau}, beta = {options.beta}")
-    task, start, data_hash = open_data(options)
     reference, path = supervised(options, task, start, data_hash)
     reference.requires_grad_(False)
     model, _ = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
@@ -375,6 +375,7 @@ def run(options):
 
 def main(argv=None):
     """Runs the job; returns the exit status."""
+    policies.quiet()
     try:
         options = arguments(argv)
         summary = run(options)
