@@ -165,7 +165,8 @@ def dpo_point(preferences, log_ref, tau):
         # pi-weighted the sums vanish for every pi, so one equation is free: it fixes the normalisation.
         return ((preferences - bradley_terry(returns)) * log_pi.exp()).sum(-1) + torch.logsumexp(log_pi, -1)
 
-    return newton(slope, log_ref)
+    near = rlhf_policy(fit_reward(preferences, log_ref), log_ref, tau)  # under Bradley-Terry it is the point itself (F.7)
+    return next((point for start in (log_ref, near) if (point := newton(slope, start)) is not None), None)
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):

@@ -149,7 +149,12 @@ def stage(folder, name, key, sources, make, load):
     begun, unfinished = time.time(), f"{path}.{os.getpid()}.tmp"
     os.makedirs(unfinished)
     make(unfinished)
-    os.rename(unfinished, path)  # whole or not at all
+    try:
+        os.rename(unfinished, path)  # whole or not at all
+    except OSError:
+        if not os.path.isdir(path):
+            raise
+        shutil.rmtree(unfinished)  # a run beside this one was faster; the stages are deterministic, so it made the same
     print(f"{name}: {time.time() - begun:.0f} s, kept in {path}")
     return load(path), path
 
@@ -199,7 +204,11 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         name = "judge" if role == "judge" else "preference model" if pairwise else "reward model"
         with precision(options):
             model = preference_model.fit(model, comparisons, options.preference_steps, 2e-3, recorded, name)
-            numbers = preference_model.accuracy(model, lambda step: task.comparisons("held out", step, 192, reference), 10)
+            size = min(192, 2 * len(task.compared["held out"])) if recorded else 192
+            batches = min(10, 2 * len(task.compared["held out"]) // size) if recorded else 10
+            numbers = preference_model.accuracy(
+                model, lambda step: to_device(task.comparisons("held out", step, size, reference), options.device), batches
+            )
         preference_model.save(model, folder)
         with open(os.path.join(folder, "accuracy.json"), "w", encoding="utf-8") as file:
             json.dump(numbers, file)
