@@ -1,0 +1,418 @@
+"""The main job end to end, in-process, on tiny models: all losses, reuse, refusals, real files, and what tells methods apart."""
+
+import copy
+import json
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from reference_sampler import constant_gpt2, gpt2
+
+import data
+import evaluate
+import policy as policies
+import summaries
+import train
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+FEW = ["--supervised-steps", "5", "--preference-steps", "5", "--steps", "3", "--batch-size", "4", "--eval-prompts", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Width 16 under the name tiny, and one thread: a second only waits, and for long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
+        yield patch
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small):
+    """A folder for the runs of this file, which share their stages."""
+    import datasets
+
+    small.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    return tmp_path_factory.mktemp("runs")
+
+
+def run(place, name, *options):
+    """train.main in-process: the exit status. The run's folder is place/name."""
+    return train.main([*FEW, "--stages", str(place / "stages"), "--out", str(place / name), *options])
+
+
+def weights(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
+
+
+def content(folder):
+    """Every file of a folder with its bytes and time."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """ipo_md's run, the first of this file, which makes the stages."""
+    assert run(place, "ipo_md", "--loss", "ipo_md") == 0
+    return place / "ipo_md"
+
+
+# What tells the methods apart
+
+
+def parsed(*options):
+    return train.arguments([*FEW, "--out", "unused", *options])
+
+
+SPEAKERS = {"ipo": (1, 1), "dpo": (1, 1), "slic": (1, 1), "rl": (1, 1), "nash_md": (1, 2), "ipo_md": (2, 2)}
+
+
+@pytest.mark.parametrize("loss", SPEAKERS)
+def test_who_draws_y_and_y_other(loss):
+    """At beta = 1 the mixture is the reference. A policy that always says word 1 and a reference that always says word 2 show who
+    spoke: Table 1's sampling column, through the trainer's own draw."""
+    task = types.SimpleNamespace(prompts=data.BuiltIn(0).prompts, max_response=3)
+    says = [torch.full((120,), -50.0) for _ in range(2)]
+    says[0][1] = says[1][2] = 50.0
+    policy, reference = (wide(law) for law in says)
+    options = parsed("--loss", loss, *(["--beta", "1"] if loss in train.BETA else []))
+    _, y, other, _ = train.draw(options, task, policy, reference, lambda *pair: torch.zeros(4), 0)
+    for tokens, word in zip((y, other), SPEAKERS[loss], strict=True):
+        assert (tokens[0] == word).all() and tokens[0].shape == (4, 3)
+
+
+@torch.no_grad()
+def wide(law):
+    """A model with the built-in task's room that follows one law: words and limits of the small one do not fit its posts."""
+    config = transformers.GPT2Config(vocab_size=120, n_positions=128, n_embd=120, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.transformer.wte.weight.copy_(torch.eye(120))
+    model.transformer.ln_f.weight.zero_()
+    model.transformer.ln_f.bias.copy_(law)
+    return model
+
+
+def test_all_methods_see_the_same_prompts_and_the_same_first_responses():
+    """At every step the prompts are one and the same for all losses, and other prompts at the next step. At step 0, when policy and
+    reference are equal, so are all responses (mixing equal logits moves them by one rounding, 1e-7); with --seed they change,
+    the prompts do not."""
+    task = data.BuiltIn(0)
+    start = policies.build("tiny", task.tokenizer, 128, 0)
+    moved = policies.build("tiny", task.tokenizer, 128, 1)
+
+    def pairs(loss, step, policy, *more):
+        return train.draw(parsed("--loss", loss, *more), task, policy, start, lambda *pair: torch.zeros(4), step)
+
+    first = pairs("ipo", 0, start)
+    for loss in train.METHODS:
+        prompt, y, other, _ = pairs(loss, 0, start)
+        for tokens, expected in ((prompt, first[0]), (y, first[1]), (other, first[2])):
+            assert all(torch.equal(a, b) for a, b in zip(tokens[:2], expected[:2], strict=True)), loss
+    assert not torch.equal(first[1][0], first[2][0]), "y and y' are two draws"
+    later = pairs("ipo", 2, moved)
+    for loss in train.METHODS:
+        assert torch.equal(pairs(loss, 2, moved)[0][0], later[0][0]), loss
+    assert not torch.equal(later[0][0], first[0][0])
+    other_seed = pairs("ipo", 0, start, "--seed", "1")
+    assert torch.equal(other_seed[0][0], first[0][0]) and not torch.equal(other_seed[1][0], first[1][0])
+
+
+@pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
+def test_micro_batches_change_no_gradient(loss):
+    """Seven pairs of different lengths at once, and in parts of 1, 2, 3 and 5: the gradient, in float64, to 1e-6 relative as promised
+    (it is some 1e-15). A mean of means over the uneven parts, or a mean over tokens, is off by per cents."""
+    model, reference = gpt2(0), gpt2(1).requires_grad_(False)
+    prompt = policies.pad([[1, 2, 3], [2], [4, 4], [1], [3, 2], [2, 2, 2, 1], [4]], "left", 0)
+    y = policies.pad([[1, 0], [2, 3, 4, 1], [0], [4, 4, 0], [1, 1, 1], [3, 0], [2, 0]], "right", 0)
+    other = policies.pad([[3, 2, 0], [0], [1, 2, 3, 3], [4, 0], [2, 0], [1, 4, 4, 0], [0]], "right", 0)
+    label = torch.tensor([0.9, 0.1, 0.7, 0.5, 1.0, 0.3, 0.6], dtype=torch.float64)
+    gradients, numbers = [], []
+    for size in ([], *(["--micro-batch-size", str(n)] for n in (1, 2, 3, 5))):
+        policy = copy.deepcopy(model)
+        still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
+        numbers.append(train.update(parsed("--loss", loss, *size), policy, reference, still, (prompt, y, other, label)))
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    for gradient, line in zip(gradients[1:], numbers[1:], strict=True):
+        assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
+        assert line["loss"] == pytest.approx(numbers[0]["loss"], rel=1e-6) and line["grad_norm"] == pytest.approx(numbers[0]["grad_norm"], rel=1e-6)
+    assert gradients[0].norm() > 1e-3
+
+
+def test_a_step_learns_from_the_policy_alone():
+    """After one step: the policy has moved and the reference has not, shares no storage with it and has no gradient; the labels got
+    none either. The numbers of the step are those of the pairs: with policy = reference IPO's loss is 1/(4 tau^2)."""
+    reference = gpt2(0).requires_grad_(False)
+    policy, before = copy.deepcopy(reference).requires_grad_(True), copy.deepcopy(reference.state_dict())
+    assert not {p.data_ptr() for p in policy.parameters()} & {p.data_ptr() for p in reference.parameters()}
+    prompt, y, other = policies.pad([[1], [2]], "left", 0), policies.pad([[1, 2, 0], [2, 0]], "right", 0), policies.pad([[1, 2, 0], [3, 1, 0]], "right", 0)
+    label = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    line = train.update(parsed("--loss", "ipo", "--tau", "0.5"), policy, reference, optimizer, (prompt, y, other, label))
+    assert line["loss"] == pytest.approx(1.0, rel=1e-12) and line["log_ratio"] == 0 and line["length"] == 2.5 and line["same"] == 0.5
+    assert line["label"] == pytest.approx(0.7, rel=1e-12) and line["grad_norm"] > 0
+    assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
+    assert not torch.equal(policy.state_dict()["transformer.wte.weight"], before["transformer.wte.weight"])
+    assert all(parameter.grad is None for parameter in reference.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    """A NaN label is noticed before the weights are: FloatingPointError, and the policy is as it was."""
+    policy = gpt2(0)
+    before = copy.deepcopy(policy.state_dict())
+    one = policies.pad([[1]], "left", 0), policies.pad([[1, 0]], "right", 0), policies.pad([[2, 0]], "right", 0)
+    label = torch.tensor([float("nan")], dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="--lr"):
+        train.update(parsed("--loss", "ipo"), policy, gpt2(1), torch.optim.AdamW(policy.parameters()), (*one, label))
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+# The numbers of the evaluation
+
+
+def test_measure_against_a_hand_made_judge():
+    """A policy that always says 'word 1' up to the limit against one that always ends at once: the judge that prefers the longer gives
+    win rate 1 and standard error 0; lengths 3 and 1, all unfinished, one distinct response; KL is 3 log(p/q) of the two known laws.
+    1e-5: float32. The same policy against itself has KL 0."""
+    task = types.SimpleNamespace(prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0), max_response=3)
+    law, short = torch.tensor([-50.0, 50.0, 0.0]), torch.tensor([50.0, 0.0, -50.0])
+    talker, quiet = constant_gpt2(law), constant_gpt2(short)
+
+    def longer(prompt, y, other):
+        return (y[1].sum(1) > other[1].sum(1)).double()
+
+    numbers, kept = evaluate.measure(talker, quiet, longer, task, count=6, chunk=4)
+    expected = dict(win_rate=1, win_rate_se=0, length=3, length_other=1, unfinished=1, distinct=1 / 6, prompts=6)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert numbers["kl"] == pytest.approx(3 * (torch.log_softmax(law, 0)[1] - torch.log_softmax(short, 0)[1]).item(), rel=1e-5)
+    assert len(kept) == 2 and kept[1][0][0].shape[0] == 2
+    halves = evaluate.measure(talker, quiet, lambda prompt, y, other: torch.arange(len(y[0])) % 2 * 1.0, task, count=6, chunk=6)[0]
+    assert halves["win_rate"] == 0.5 and halves["win_rate_se"] == pytest.approx((6 * 0.25 / 5 / 6) ** 0.5)
+    assert evaluate.measure(quiet, quiet, longer, task, count=4)[0]["kl"] == 0
+
+
+# Whole runs on the built-in task
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    """The files; summary.json's keys with finite numbers in range; metrics.jsonl with a line for each step and the first IPO loss
+    1/(4 tau^2), which only a step-0 log-ratio of exactly 0 gives (1e-5: float32); both models' samples with every annotator's vote."""
+    assert {path.name for path in finished.iterdir()} >= {"policy", "config.json", "metrics.jsonl", "samples.txt", "curves.png", "summary.json"}
+    summary = json.loads((finished / "summary.json").read_text())
+    for name in ("win_rate", "win_rate_se", "kl", "length", "unfinished", "seconds"):
+        assert isinstance(summary[name], float) and abs(summary[name]) < 1e6, name
+    assert 0 <= summary["win_rate"] <= 1 and 0 <= summary["unfinished"] <= 1 and 1 <= summary["length"] <= summaries.MAX_RESPONSE
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [0, 1, 2]
+    assert steps[0]["loss"] == pytest.approx(1 / (4 * summary["tau"] ** 2), rel=1e-5) and steps[0]["log_ratio"] == 0
+    assert steps[1]["loss"] != steps[0]["loss"]
+    assert [line for line in lines if "win_rate" in line][0]["kl"] == 0, "the start is the reference"
+    text = (finished / "samples.txt").read_text()
+    assert all(word in text for word in ("start", "result", *summaries.ANNOTATORS))
+
+
+def test_the_policy_folder_is_an_ordinary_one(finished):
+    """AutoModelForCausalLM and AutoTokenizer open it, and the policy has moved away from the supervised one, which lies in the stages
+    as it was."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(finished / "policy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "policy")
+    assert isinstance(model, transformers.GPT2LMHeadModel) and tokenizer.get_vocab() == summaries.tokenizer().get_vocab()
+    (stage,) = (finished.parent / "stages").glob("supervised-*")
+    start = policies.load(str(stage))[0]
+    assert not torch.equal(model.transformer.wte.weight, start.transformer.wte.weight)
+
+
+@pytest.mark.parametrize("options", [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [["--loss", loss, "--offline"] for loss in train.OFFLINE], ids=" ".join)
+def test_every_loss_completes_on_the_same_stages(place, finished, options, capsys):
+    """Exit status 0 and a summary; the shared stages are used again, as they were, and the screen says so (rl adds its reward)."""
+    before, name = content(place / "stages"), "-".join(options).strip("-")
+    assert run(place, name, *options) == 0
+    out = capsys.readouterr().out
+    after = content(place / "stages")
+    assert {path: after[path] for path in before} == before and "supervised: reused" in out
+    new = {path.relative_to(place / "stages").parts[0].split("-")[0] for path in set(after) - set(before)}
+    assert new <= ({"reward"} if "rl" in options else set())
+    summary = json.loads((place / name / "summary.json").read_text())
+    assert summary["loss"] == options[1] and 0 <= summary["win_rate"] <= 1
+
+
+def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished):
+    """--loss ipo_md --beta 0 and --loss ipo with one seed end in the same weights, to the bit; --beta 0.125 ends elsewhere, and so does
+    another seed."""
+    for name, options in (("zero", ["--loss", "ipo_md", "--beta", "0"]), ("plain", ["--loss", "ipo"]), ("seed", ["--loss", "ipo", "--seed", "1"])):
+        assert run(place, name, *options) == 0
+    one, two, mixed, seed = (weights(place / name) for name in ("zero", "plain", "ipo_md", "seed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    for other in (mixed, seed):
+        assert not torch.equal(one["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+def test_the_same_command_again_prints_the_finished_result(place, finished, capsys):
+    """Nothing is run or written; the screen shows the same summary and says that the run is finished."""
+    before = content(place)
+    capsys.readouterr()
+    assert run(place, "ipo_md", "--loss", "ipo_md") == 0
+    out = capsys.readouterr().out
+    assert "finished" in out and "reused" not in out and content(place) == before
+    assert f"{json.loads((finished / 'summary.json').read_text())['win_rate']:.4g}" in out
+
+
+def test_a_run_that_was_interrupted_is_done_again(place, finished):
+    """A run without its summary (stopped half way) is repeated by the same command and ends in the same weights."""
+    assert run(place, "again", "--loss", "ipo_md") == 0
+    (place / "again" / "summary.json").unlink()
+    assert run(place, "again", "--loss", "ipo_md") == 0
+    one, two = weights(place / "again"), weights(finished)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_evaluate_compares_two_runs(place, finished, capsys):
+    """evaluate.py on the run and its start, on the same prompts under the panel; swapping them turns a policy's length into the
+    other's. A folder that is none is a one-line error."""
+    (stage,) = (place / "stages").glob("supervised-*")
+    capsys.readouterr()
+    printed = []
+    for a, b in ((finished, stage), (stage, finished)):
+        assert evaluate.main([str(a), str(b), "--count", "12"]) == 0
+        printed.append(dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2 and line[0] != " "))
+    for numbers in printed:
+        assert 0 <= float(numbers["win_rate"]) <= 1 and numbers["prompts"] == "12"
+        assert set(numbers) >= {"win_rate", "win_rate_se", "kl", "length", "length_other", "unfinished"}
+    assert evaluate.main([str(finished), str(place / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nowhere" in error
+
+
+# Records of one's own
+
+
+def own_files(folder, extension):
+    """Small files of every layout: demos, comparisons and prompts in the format of an extension."""
+    from test_data import records, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    demos, compared = records(240)
+    return {name: write(folder / f"{name}.{extension}", rows) for name, rows in (("demos", demos), ("comparisons", compared), ("prompts", demos[::-1]))}
+
+
+SMALL = ["--max-prompt-tokens", "12", "--max-response-tokens", "6"]
+
+
+def test_comparisons_alone(place, capsys):
+    """--comparisons FILE alone: the demos are the chosen responses, the tokenizer is made of the data and says so; the judge is a second
+    model reported with its held-out accuracy beside 'longer wins'; evaluate.py compares the result with its start under a judge's
+    folder; --offline learns from the same file; prompts that are too long are counted in one warning."""
+    files = own_files(place / "csv", "csv")
+    assert run(place, "own", "--loss", "ipo_md", "--comparisons", files["comparisons"], *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "no --tokenizer" in out and "judge" in out and out.count("longer wins") == 2 and out.count("warning") <= 1
+    assert run(place, "own-offline", "--loss", "dpo", "--offline", "--comparisons", files["comparisons"], *SMALL, "--max-prompt-tokens", "3") == 0
+    warning = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warning) == 1 and "cut from the left" in warning[0] and any(word.isdigit() and int(word) > 10 for word in warning[0].split())
+    stage, judge = (next(line.split()[-1] for line in out.splitlines() if line.startswith(name)) for name in ("supervised:", "judge:"))
+    assert evaluate.main([str(place / "own"), stage, "--prompts", files["prompts"], "--judge", judge, "--count", "6"]) == 0
+    assert "win_rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "json", "parquet"])
+def test_demos_comparisons_and_prompts(place, extension):
+    """All three options, in each format, with a tokenizer's folder: completes, and the policy speaks that tokenizer's words."""
+    files, own = own_files(place / extension, extension), policies.byte_tokenizer(["post story asks told good bad and long TL;DR: 0 1 2 3 4 5 6 7 8 9"], 280)
+    own.save_pretrained(place / "tokenizer")
+    given = [part for name, path in files.items() for part in (f"--{name}", path)]
+    assert run(place, f"own-{extension}", "--loss", "nash_md", *given, "--tokenizer", str(place / "tokenizer"), *SMALL) == 0
+    assert transformers.AutoTokenizer.from_pretrained(place / f"own-{extension}" / "policy").get_vocab() == own.get_vocab()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the sample of TL;DR lies beside the project only where it was put")
+def test_real_posts(place, capsys):
+    """Reddit posts, GPT-4's comparisons and the GPT-2 tokenizer's folder, which has no configuration: completes with cut prompts."""
+    files = ["--demos", SHARED / "tldr_demos.jsonl", "--comparisons", SHARED / "tldr_comparisons_gpt4.jsonl", "--tokenizer", SHARED / "gpt2_tokenizer"]
+    few = ["--supervised-steps", "2", "--preference-steps", "2", "--steps", "1", "--max-prompt-tokens", "16", "--max-response-tokens", "3"]
+    assert run(place, "real", "--loss", "ipo_md", *map(str, files), *few) == 0
+    assert "cut from the left" in capsys.readouterr().out
+    assert json.loads((place / "real" / "policy" / "config.json").read_text())["vocab_size"] == 50257
+
+
+# Errors
+
+
+BAD = {
+    "unknown loss": (["--loss", "kto"], "--loss"),
+    "tau 0": (["--tau", "0"], "--tau"),
+    "tau nan": (["--tau", "nan"], "--tau"),
+    "tau a word": (["--tau", "small"], "--tau"),
+    "beta above 1": (["--loss", "ipo_md", "--beta", "1.5"], "--beta"),
+    "beta below 0": (["--loss", "ipo_md", "--beta", "-0.1"], "--beta"),
+    "beta nan": (["--loss", "ipo_md", "--beta", "nan"], "--beta"),
+    "beta without a mixture": (["--loss", "dpo", "--beta", "0.5"], "--beta"),
+    "lr": (["--lr", "inf"], "--lr"),
+    "batch size": (["--batch-size", "0"], "--batch-size"),
+    "steps": (["--steps", "-1"], "--steps"),
+    "offline rl": (["--loss", "rl", "--offline"], "--offline"),
+    "offline ipo_md": (["--loss", "ipo_md", "--offline"], "--offline"),
+    "unknown option": (["--taus", "1"], "--taus"),
+    "missing file": (["--comparisons", "nowhere.jsonl"], "--comparisons nowhere.jsonl"),
+    "demos alone": (["--demos", "nowhere.jsonl"], "--demos"),
+    "a policy with the built-in task": (["--policy", "gpt2"], "--policy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_one_line_and_exit_2(tmp_path, capsys, case):
+    """The line names the option; nothing is written."""
+    options, expected = BAD[case]
+    assert run(tmp_path, "out", *options) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and error.startswith("train.py: error: ") and expected in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def one_error(capsys, *expected):
+    """Exactly one line on stderr, with all of expected in it."""
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("train.py: error: "), error
+    assert all(part in error for part in expected), error
+
+
+def test_a_broken_line_is_named(tmp_path, capsys):
+    """File and line, before anything is trained."""
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chos\n')
+    before = content(tmp_path)
+    assert run(tmp_path, "out", "--comparisons", str(path)) == 2
+    one_error(capsys, "--comparisons", "c.jsonl", "line 2")
+    assert content(tmp_path) == before
+
+
+def test_another_runs_folder_is_refused(place, finished, capsys):
+    """A different loss, tau or data into a finished run's folder, and any run into a folder of other things: --out is named and what
+    differs; not a byte changes."""
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("years of work")
+    before = content(place)
+    for name, options, differs in (("ipo_md", ["--loss", "dpo"], "loss"), ("ipo_md", ["--tau", "0.7"], "tau"), ("ipo_md", ["--data-seed", "3"], "data_seed"), ("mine", [], "mine")):
+        capsys.readouterr()
+        assert run(place, name, *options) == 2
+        one_error(capsys, "--out", differs)
+        assert content(place) == before
+
+
+def test_a_hub_name_without_network(tmp_path, capsys, monkeypatch):
+    """Data and policy by a hub name that cannot be reached: one line each that names the option or the source and says what to do."""
+    import datasets
+    import huggingface_hub
+
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert run(tmp_path, "out", "--comparisons", "nobody/nothing-at-all") == 2
+    one_error(capsys, "--comparisons nobody/nothing-at-all", "local file")
+    (tmp_path / "c.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert run(tmp_path, "out", "--comparisons", str(tmp_path / "c.jsonl"), "--policy", "nobody/nothing-at-all") == 2
+    one_error(capsys, "nobody/nothing-at-all", "local folder")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "stages").exists()
