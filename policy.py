@@ -85,7 +85,7 @@ def load(source):
             activation_function="gelu_pytorch_tanh",
         )
         tokenizer = load_tokenizer(source)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: cannot load a policy: {first_line(error)}; without network give a local folder") from None
     if not isinstance(model, GPT2LMHeadModel):
         raise ValueError(f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported")
