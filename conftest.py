@@ -1,0 +1,7 @@
+"""The two options of the exercises, here so that pytest knows them before it reads tests/conftest.py, which uses them."""
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("exercises")
+    group.addoption("--impl", metavar="DIR", help="grade this folder's files instead of the reference (--impl=DIR if it lies elsewhere)")
+    group.addoption("--report", metavar="FILE", help="write the exercises' points as JSON")
