@@ -226,7 +226,10 @@ def test_the_policy_folder_is_an_ordinary_one(finished):
     assert not torch.equal(model.transformer.wte.weight, start.transformer.wte.weight)
 
 
-@pytest.mark.parametrize("options", [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [["--loss", loss, "--offline"] for loss in train.OFFLINE], ids=" ".join)
+OTHERS = [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [["--loss", loss, "--offline"] for loss in train.OFFLINE]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=" ".join)
 def test_every_loss_completes_on_the_same_stages(place, finished, options, capsys):
     """Exit status 0 and a summary; the shared stages are used again, as they were, and the screen says so (rl adds its reward)."""
     before, name = content(place / "stages"), "-".join(options).strip("-")
@@ -240,11 +243,12 @@ def test_every_loss_completes_on_the_same_stages(place, finished, options, capsy
     assert summary["loss"] == options[1] and 0 <= summary["win_rate"] <= 1
 
 
-def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished):
+def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
     """--loss ipo_md --beta 0 and --loss ipo with one seed end in the same weights, to the bit; --beta 0.125 ends elsewhere, and so does
-    another seed."""
+    another seed, on the same stages."""
     for name, options in (("zero", ["--loss", "ipo_md", "--beta", "0"]), ("plain", ["--loss", "ipo"]), ("seed", ["--loss", "ipo", "--seed", "1"])):
         assert run(place, name, *options) == 0
+        assert capsys.readouterr().out.count(": reused ") == 2
     one, two, mixed, seed = (weights(place / name) for name in ("zero", "plain", "ipo_md", "seed"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     for other in (mixed, seed):
@@ -395,7 +399,8 @@ def test_another_runs_folder_is_refused(place, finished, capsys):
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("years of work")
     before = content(place)
-    for name, options, differs in (("ipo_md", ["--loss", "dpo"], "loss"), ("ipo_md", ["--tau", "0.7"], "tau"), ("ipo_md", ["--data-seed", "3"], "data_seed"), ("mine", [], "mine")):
+    changes = (["--loss", "dpo"], "loss"), (["--tau", "0.7"], "tau"), (["--data-seed", "3"], "data_seed")
+    for name, options, differs in (*(("ipo_md", *change) for change in changes), ("mine", [], "mine")):
         capsys.readouterr()
         assert run(place, name, *options) == 2
         one_error(capsys, "--out", differs)
