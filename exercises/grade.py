@@ -60,7 +60,19 @@ def work(target, exercise):
         os.dup2(output.fileno(), 2)
     import pytest
 
-    options = ["-q", "-m", f"ex{exercise}", "--impl", "student", "--report", "report.json", "-p", "no:cacheprovider", "--rootdir", "."]
+    options = [
+        "-q",
+        "-m",
+        f"ex{exercise}",
+        "--impl",
+        "student",
+        "--report",
+        "report.json",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        ".",
+    ]
     pytest.main([*options, "tests/test_exercises.py"])
 
 
@@ -93,7 +105,9 @@ def grade_exercise(folder, exercise, seconds, context):
             report = json.loads((target / "report.json").read_text(encoding="utf-8"))
             result["points"], result["tests"] = report["exercises"][str(exercise)]["points"], report["tests"]
         except (OSError, ValueError, KeyError):
-            result["note"] = f"stopped after {seconds:g} s" if late else f"ended without a report (exit code {process.exitcode})"
+            result["note"] = (
+                f"stopped after {seconds:g} s" if late else f"ended without a report (exit code {process.exitcode})"
+            )
     result["seconds"] = round(time.monotonic() - start, 1)
     return result
 
@@ -113,7 +127,9 @@ def print_result(results):
                 print(f"Exercise {number}, {test['test']}: {test['points']} of {test['of']}\n{test['message']}\n")
     print("exercise                                          points  seconds")
     for number, result in results.items():
-        print(f"{number}  {adapters.TITLES[number]:<46}{result['points']:3} of {result['of']}{result['seconds']:7}  {result['note']}")
+        print(
+            f"{number}  {adapters.TITLES[number]:<46}{result['points']:3} of {result['of']}{result['seconds']:7}  {result['note']}"
+        )
     print(f"   {'total':<46}{sum(r['points'] for r in results.values()):3} of {sum(r['of'] for r in results.values())}")
 
 
@@ -136,7 +152,9 @@ def grade_all(folder, table, seconds, jobs, context):
 def hand_out(target):
     """Writes what students get: no solution, no answers, no list of where they are; the stubs in work/ to fill in."""
     assemble(target, list(adapters.EXERCISES))
-    (target / "HANDOUT").write_text("Every exercise is laid over the reference at once here: see tests/adapters.py.\n", encoding="utf-8")
+    (target / "HANDOUT").write_text(
+        "Every exercise is laid over the reference at once here: see tests/adapters.py.\n", encoding="utf-8"
+    )
     (target / "work").mkdir()
     for name in FILES:
         shutil.copy(HERE / name, target / "work")
@@ -147,7 +165,9 @@ def main(argv=None):
     parser.add_argument("folder", nargs="?", type=Path, help="one student's folder: files with the reference's names")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="grade every subfolder instead")
-    parser.add_argument("--table", type=Path, metavar="FILE", default=Path("grades.csv"), help="where --all writes (default grades.csv)")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", default=Path("grades.csv"), help="where --all writes (default grades.csv)"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="time limit of an exercise (default 30)")
     parser.add_argument("--jobs", type=int, default=2, help="exercises graded at a time (default 2)")
     parser.add_argument("--handout", type=Path, metavar="DIR", help="write the students' folder instead; DIR must not exist")

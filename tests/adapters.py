@@ -102,7 +102,9 @@ def without_solutions(source, graded):
         if isinstance(node, ast.FunctionDef) and (node.name in graded or node.name == "worked_example"):
             has_docstring = ast.get_docstring(node) is not None
             body = node.body[1:] if has_docstring else node.body
-            edits.append((body[0].lineno, node.end_lineno, [f'    raise NotImplementedError("Exercise {graded.get(node.name, "")}")']))
+            edits.append(
+                (body[0].lineno, node.end_lineno, [f'    raise NotImplementedError("Exercise {graded.get(node.name, "")}")'])
+            )
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in graded:
             edits.append((node.lineno, node.end_lineno, [f"{node.targets[0].id} = None"]))
         elif isinstance(node, ast.ImportFrom) and any(alias.name in graded for alias in node.names):

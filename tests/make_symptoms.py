@@ -25,7 +25,16 @@ import enumerated  # noqa: E402
 import ipo  # noqa: E402
 
 TAU = 0.1
-COLUMNS = ("step", "loss", "mean |h|", "KL to reference", "win rate against reference", "duality gap", "entropy", "mean length")
+COLUMNS = (
+    "step",
+    "loss",
+    "mean |h|",
+    "KL to reference",
+    "win rate against reference",
+    "duality gap",
+    "entropy",
+    "mean length",
+)
 LENGTHS = torch.tensor([len(response) for response in enumerated.RESPONSES], dtype=torch.float64)
 
 
@@ -80,7 +89,13 @@ def draw(rows, healthy, title, path):
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     for axis, column in zip(figure.subplots(2, 4).flat, range(1, len(COLUMNS)), strict=False):
         for data, line, label in ((healthy, "0.6", "healthy"), (rows, "C3", title)):
-            axis.plot([row[0] for row in data], [row[column] for row in data], color=line, ls="--" if label == "healthy" else "-", label=label)
+            axis.plot(
+                [row[0] for row in data],
+                [row[column] for row in data],
+                color=line,
+                ls="--" if label == "healthy" else "-",
+                label=label,
+            )
         axis.set_title(COLUMNS[column], fontsize=9)
         axis.tick_params(labelsize=7)
     figure.axes[-1].axis("off")

@@ -22,7 +22,9 @@ def mistake(exercise, name, hint, *targets):
     """Registers the decorated function as a mistake in targets such as 'ipo.loss'."""
 
     def register(function):
-        MISTAKES.append(SimpleNamespace(exercise=exercise, name=name, hint=hint, parts={target: function for target in targets}))
+        MISTAKES.append(
+            SimpleNamespace(exercise=exercise, name=name, hint=hint, parts={target: function for target in targets})
+        )
         return function
 
     return register
@@ -52,12 +54,22 @@ def planted(one):
 # Exercise 1
 
 
-@mistake(1, "cycle: transposed", "row and column are exchanged: preferences[i, j] is p(i > j), the row's action wins", "bandit.cycle")
+@mistake(
+    1,
+    "cycle: transposed",
+    "row and column are exchanged: preferences[i, j] is p(i > j), the row's action wins",
+    "bandit.cycle",
+)
 def _(margin):
     return 0.5 - margin * (torch.eye(3).double().roll(1, 1) - torch.eye(3).double().roll(1, 0))
 
 
-@mistake(1, "cycle: not antisymmetric", "p(j > i) must be 1 - p(i > j): if one wins more often, the other wins less", "bandit.cycle")
+@mistake(
+    1,
+    "cycle: not antisymmetric",
+    "p(j > i) must be 1 - p(i > j): if one wins more often, the other wins less",
+    "bandit.cycle",
+)
 def _(margin):
     return 0.5 + margin * torch.eye(3).double().roll(1, 1)
 
@@ -67,7 +79,12 @@ def _(rewards):
     return torch.sigmoid(rewards[None] - rewards[:, None])
 
 
-@mistake(1, "Bradley-Terry: rewards as strengths", "rewards are logarithms: exp(r_i)/(exp(r_i) + exp(r_j)), not r_i/(r_i + r_j)", "bandit.bradley_terry")
+@mistake(
+    1,
+    "Bradley-Terry: rewards as strengths",
+    "rewards are logarithms: exp(r_i)/(exp(r_i) + exp(r_j)), not r_i/(r_i + r_j)",
+    "bandit.bradley_terry",
+)
 def _(rewards):
     return rewards[:, None] / (rewards[:, None] + rewards[None])
 
@@ -77,17 +94,32 @@ def _(preferences, log_opponent):
     return torch.zeros_like(log_opponent)
 
 
-@mistake(1, "win rate: of the loser", "this is p(opponent > y): sum over the columns, the opponent's actions, not over the rows", "bandit.win_rate")
+@mistake(
+    1,
+    "win rate: of the loser",
+    "this is p(opponent > y): sum over the columns, the opponent's actions, not over the rows",
+    "bandit.win_rate",
+)
 def _(preferences, log_opponent):
     return (preferences.transpose(-1, -2) @ log_opponent.exp()[..., None])[..., 0]
 
 
-@mistake(1, "win rate: uniform opponent", "the opponent's probabilities are missing: every y' was weighted alike", "bandit.win_rate")
+@mistake(
+    1,
+    "win rate: uniform opponent",
+    "the opponent's probabilities are missing: every y' was weighted alike",
+    "bandit.win_rate",
+)
 def _(preferences, log_opponent):
     return preferences.mean(-1).expand(log_opponent.shape)
 
 
-@mistake(1, "win rate: logarithms as weights", "the opponent comes as log-probabilities: exponentiate before weighting", "bandit.win_rate")
+@mistake(
+    1,
+    "win rate: logarithms as weights",
+    "the opponent comes as log-probabilities: exponentiate before weighting",
+    "bandit.win_rate",
+)
 def _(preferences, log_opponent):
     return (preferences @ log_opponent[..., None])[..., 0]
 
@@ -95,12 +127,22 @@ def _(preferences, log_opponent):
 # Exercise 2
 
 
-@mistake(2, "h: policy and reference exchanged", "h has the policy above and the reference below: log pi - log pi_ref", "ipo.log_ratio_gap")
+@mistake(
+    2,
+    "h: policy and reference exchanged",
+    "h has the policy above and the reference below: log pi - log pi_ref",
+    "ipo.log_ratio_gap",
+)
 def _(logp, logp_other, ref_logp, ref_logp_other):
     return (ref_logp - logp) - (ref_logp_other - logp_other)
 
 
-@mistake(2, "h: no reference", "the reference is missing from h: that regularises towards uniform, not towards pi_ref", "ipo.log_ratio_gap")
+@mistake(
+    2,
+    "h: no reference",
+    "the reference is missing from h: that regularises towards uniform, not towards pi_ref",
+    "ipo.log_ratio_gap",
+)
 def _(logp, logp_other, ref_logp, ref_logp_other):
     return logp - logp_other
 
@@ -121,17 +163,26 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     return 0 * logp
 
 
-@mistake(2, "IPO: target 1/tau", "the target is 1/(2 tau), a certain preference 1 - 1/2 over tau; here it is 1/tau", "ipo.loss")
+@mistake(
+    2, "IPO: target 1/tau", "the target is 1/(2 tau), a certain preference 1 - 1/2 over tau; here it is 1/tau", "ipo.loss"
+)
 def _(*arguments):
     return squared(arguments, arguments[4], 1 / arguments[5])
 
 
-@mistake(2, "IPO: target tau/2", "tau divides in the target: 1/(2 tau). A larger tau must pull harder towards pi_ref", "ipo.loss")
+@mistake(
+    2, "IPO: target tau/2", "tau divides in the target: 1/(2 tau). A larger tau must pull harder towards pi_ref", "ipo.loss"
+)
 def _(*arguments):
     return squared(arguments, arguments[4], arguments[5] / 2)
 
 
-@mistake(2, "IPO: winner and loser swapped", "winner and loser are exchanged: preference is p(y > y'), and h must grow with it", "ipo.loss")
+@mistake(
+    2,
+    "IPO: winner and loser swapped",
+    "winner and loser are exchanged: preference is p(y > y'), and h must grow with it",
+    "ipo.loss",
+)
 def _(*arguments):
     return squared(arguments, 1 - arguments[4], 1 / (2 * arguments[5]))
 
@@ -141,7 +192,12 @@ def _(*arguments):
     return squared(arguments, (arguments[4] > 0.5).double(), 1 / (2 * arguments[5]))
 
 
-@mistake(2, "IPO: each pair counted twice", "exactly 2x: did you count each pair twice? p and 1 - p already hold both orders", "ipo.loss")
+@mistake(
+    2,
+    "IPO: each pair counted twice",
+    "exactly 2x: did you count each pair twice? p and 1 - p already hold both orders",
+    "ipo.loss",
+)
 def _(*arguments):
     return 2 * squared(arguments, arguments[4], 1 / (2 * arguments[5]))
 
@@ -151,7 +207,12 @@ def _(*arguments):
     return squared(arguments, arguments[4], 1 / (2 * arguments[5])).mean()
 
 
-@mistake(2, "IPO: expanded form", "this is the expanded form tau h^2 - (2p - 1) h: the same minimiser, another value and 1/tau of the gradient", "ipo.loss")
+@mistake(
+    2,
+    "IPO: expanded form",
+    "this is the expanded form tau h^2 - (2p - 1) h: the same minimiser, another value and 1/tau of the gradient",
+    "ipo.loss",
+)
 def _(*arguments):
     h = (arguments[0] - arguments[2]) - (arguments[1] - arguments[3])
     return arguments[5] * h**2 - (2 * arguments[4] - 1) * h
@@ -170,12 +231,22 @@ def answer(preferences, log_ref, tau, log_opponent):
     return torch.log_softmax(log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1)
 
 
-@mistake(3, "response: unnormalised", "the response is not a law: its probabilities do not sum to 1 (the Z in eq 12)", "bandit.respond")
+@mistake(
+    3,
+    "response: unnormalised",
+    "the response is not a law: its probabilities do not sum to 1 (the Z in eq 12)",
+    "bandit.respond",
+)
 def _(preferences, log_ref, tau, log_opponent):
     return log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau
 
 
-@mistake(3, "response: times tau", "tau multiplies the win rate; in eq 12 it divides: a small tau must follow the preferences closely", "bandit.respond")
+@mistake(
+    3,
+    "response: times tau",
+    "tau multiplies the win rate; in eq 12 it divides: a small tau must follow the preferences closely",
+    "bandit.respond",
+)
 def _(preferences, log_ref, tau, log_opponent):
     return torch.log_softmax(log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] * tau, -1)
 
@@ -196,22 +267,42 @@ def _(log_pi, preferences, log_ref, tau):
     return one_side(log_pi, preferences, log_ref, tau)
 
 
-@mistake(3, "gap: own KL missing", "the policy's own KL term is missing: both players pay for leaving pi_ref", "bandit.duality_gap")
+@mistake(
+    3,
+    "gap: own KL missing",
+    "the policy's own KL term is missing: both players pay for leaving pi_ref",
+    "bandit.duality_gap",
+)
 def _(log_pi, preferences, log_ref, tau):
     return 2 * one_side(log_pi, preferences, log_ref, tau) - 2 * tau * (log_pi.exp() * (log_pi - log_ref)).sum(-1)
 
 
-@mistake(3, "gap: value of the game missing", "the value of the game, 1/2 a player, was not subtracted: the gap of an equilibrium is 0", "bandit.duality_gap")
+@mistake(
+    3,
+    "gap: value of the game missing",
+    "the value of the game, 1/2 a player, was not subtracted: the gap of an equilibrium is 0",
+    "bandit.duality_gap",
+)
 def _(log_pi, preferences, log_ref, tau):
     return 2 * one_side(log_pi, preferences, log_ref, tau) + 1
 
 
-@mistake(3, "equilibrium: response to pi_ref", "this is one response to pi_ref (offline IPO's point): the opponent must be the answer itself", "bandit.fixed_point")
+@mistake(
+    3,
+    "equilibrium: response to pi_ref",
+    "this is one response to pi_ref (offline IPO's point): the opponent must be the answer itself",
+    "bandit.fixed_point",
+)
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     return answer(preferences, log_ref, tau, log_ref)
 
 
-@mistake(3, "equilibrium: plain iteration", "plain iteration of eq 12 does not settle on a cycle: it jumps to and fro; damp it or use newton", "bandit.fixed_point")
+@mistake(
+    3,
+    "equilibrium: plain iteration",
+    "plain iteration of eq 12 does not settle on a cycle: it jumps to and fro; damp it or use newton",
+    "bandit.fixed_point",
+)
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     log_pi = log_ref
     for _ in range(500):
@@ -220,7 +311,12 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     return log_pi
 
 
-@mistake(3, "equilibrium: beta ignored", "this is the point for beta = 0: in eq 13 the opponent is the mixture", "bandit.fixed_point")
+@mistake(
+    3,
+    "equilibrium: beta ignored",
+    "this is the point for beta = 0: in eq 13 the opponent is the mixture",
+    "bandit.fixed_point",
+)
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     log_pi = log_ref
     for _ in range(3000):  # damped enough for every game here
@@ -231,12 +327,19 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
 # Exercise 4
 
 
-@mistake(4, "mixture: weight inverted", "beta is the weight of the reference: beta = 0 must give the policy", "ipo_md.mixture")
+@mistake(
+    4, "mixture: weight inverted", "beta is the weight of the reference: beta = 0 must give the policy", "ipo_md.mixture"
+)
 def _(log_pi, log_ref, beta):
     return torch.log_softmax(beta * log_pi + (1 - beta) * log_ref, -1)
 
 
-@mistake(4, "mixture: arithmetic", "probabilities were averaged; the mixture is geometric: average the logarithms, then normalise", "ipo_md.mixture")
+@mistake(
+    4,
+    "mixture: arithmetic",
+    "probabilities were averaged; the mixture is geometric: average the logarithms, then normalise",
+    "ipo_md.mixture",
+)
 def _(log_pi, log_ref, beta):
     return ((1 - beta) * log_pi.exp() + beta * log_ref.exp()).log()
 
@@ -265,7 +368,9 @@ def _(logits, uniform):
     return torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-def sample_wrongly(break_mask=lambda ids, mask, end: mask, break_beta=lambda beta: beta, break_finished=lambda finished: finished):
+def sample_wrongly(
+    break_mask=lambda ids, mask, end: mask, break_beta=lambda beta: beta, break_finished=lambda finished: finished
+):
     """A slow sampler without caches, with one place to break it."""
 
     @torch.no_grad()
@@ -278,8 +383,13 @@ def sample_wrongly(break_mask=lambda ids, mask, end: mask, break_beta=lambda bet
         for _ in range(max_tokens):
             extra = dict(attention_mask=mask.long(), position_ids=(mask.long().cumsum(1) - 1).clamp(min=0))
             logits = [model(input_ids=ids, **extra).logits[:, -1] for model in (policy, reference)]
-            token = torch.multinomial(torch.softmax((1 - weight) * logits[0] + weight * logits[1], -1), 1, generator=generator)
-            ids, mask = torch.cat([ids, torch.where(running[:, None], token, end)], 1), torch.cat([mask, running[:, None]], 1)
+            token = torch.multinomial(
+                torch.softmax((1 - weight) * logits[0] + weight * logits[1], -1), 1, generator=generator
+            )
+            ids, mask = (
+                torch.cat([ids, torch.where(running[:, None], token, end)], 1),
+                torch.cat([mask, running[:, None]], 1),
+            )
             running = running & (token[:, 0] != end)
         ids, mask = ids[:, width:], mask[:, width:]
         longest = int(mask.sum(1).max())
@@ -289,14 +399,30 @@ def sample_wrongly(break_mask=lambda ids, mask, end: mask, break_beta=lambda bet
     return sample
 
 
-also(4, "sampler: EOS dropped", "the end-of-text token is part of the response: the mask holds through it",
-     {"sampler.sample": sample_wrongly(break_mask=lambda ids, mask, end: mask & (ids != end))})
-also(4, "sampler: tokens after EOS kept", "a response ends at its first end-of-text token: nothing after it belongs to the mask",
-     {"sampler.sample": sample_wrongly(break_mask=lambda ids, mask, end: torch.ones_like(mask))})
-also(4, "sampler: weight inverted", "beta is the weight of the reference: beta = 0 must sample the policy",
-     {"sampler.sample": sample_wrongly(break_beta=lambda beta: 1 - beta)})
-also(4, "sampler: cut counts as finished", "a response cut at max_tokens has no end-of-text token: it is not finished",
-     {"sampler.sample": sample_wrongly(break_finished=torch.ones_like)})
+also(
+    4,
+    "sampler: EOS dropped",
+    "the end-of-text token is part of the response: the mask holds through it",
+    {"sampler.sample": sample_wrongly(break_mask=lambda ids, mask, end: mask & (ids != end))},
+)
+also(
+    4,
+    "sampler: tokens after EOS kept",
+    "a response ends at its first end-of-text token: nothing after it belongs to the mask",
+    {"sampler.sample": sample_wrongly(break_mask=lambda ids, mask, end: torch.ones_like(mask))},
+)
+also(
+    4,
+    "sampler: weight inverted",
+    "beta is the weight of the reference: beta = 0 must sample the policy",
+    {"sampler.sample": sample_wrongly(break_beta=lambda beta: 1 - beta)},
+)
+also(
+    4,
+    "sampler: cut counts as finished",
+    "a response cut at max_tokens has no end-of-text token: it is not finished",
+    {"sampler.sample": sample_wrongly(break_finished=torch.ones_like)},
+)
 
 
 # Exercise 5
@@ -315,12 +441,19 @@ def response_scores(model, prompt, response, **extra):
     return scores(model, prompt, response, **extra)[0][:, prompt[0].shape[1] - 1 :] * response[1]
 
 
-@mistake(5, "log-probability: mean over tokens", "this is the mean over the tokens; the theory needs the sum", "policy.log_prob")
+@mistake(
+    5, "log-probability: mean over tokens", "this is the mean over the tokens; the theory needs the sum", "policy.log_prob"
+)
 def _(model, prompt, response):
     return response_scores(model, prompt, response).sum(1) / response[1].sum(1)
 
 
-@mistake(5, "log-probability: prompt scored too", "the prompt's tokens were scored, too: log pi(y | x) is the response's alone", "policy.log_prob")
+@mistake(
+    5,
+    "log-probability: prompt scored too",
+    "the prompt's tokens were scored, too: log pi(y | x) is the response's alone",
+    "policy.log_prob",
+)
 def _(model, prompt, response):
     every, mask = scores(model, prompt, response)
     return (every * mask).sum(1)
@@ -331,8 +464,12 @@ def without_end(model, prompt, response):
     return response_scores(model, prompt, response) * (response[0] != model.config.eos_token_id)
 
 
-also(5, "log-probability: EOS dropped", "the end-of-text token was left out of the sum: ending is a decision of the policy",
-     {"policy.token_log_probs": without_end, "policy.log_prob": lambda *arguments: without_end(*arguments).sum(1)})
+also(
+    5,
+    "log-probability: EOS dropped",
+    "the end-of-text token was left out of the sum: ending is a decision of the policy",
+    {"policy.token_log_probs": without_end, "policy.log_prob": lambda *arguments: without_end(*arguments).sum(1)},
+)
 
 
 def without_positions(model, prompt, response):
@@ -340,8 +477,15 @@ def without_positions(model, prompt, response):
     return response_scores(model, prompt, response, prompt_positions=False)
 
 
-also(5, "log-probability: left padding counted", "positions were counted from the padding: count each row's from its first real token",
-     {"policy.token_log_probs": without_positions, "policy.log_prob": lambda *arguments: without_positions(*arguments).sum(1)})
+also(
+    5,
+    "log-probability: left padding counted",
+    "positions were counted from the padding: count each row's from its first real token",
+    {
+        "policy.token_log_probs": without_positions,
+        "policy.log_prob": lambda *arguments: without_positions(*arguments).sum(1),
+    },
+)
 
 
 def shifted(model, prompt, response):
@@ -352,8 +496,12 @@ def shifted(model, prompt, response):
     return every[:, prompt[0].shape[1] :] * response[1]
 
 
-also(5, "log-probability: off by one", "the logits at a position predict the next token, not the one that stands there",
-     {"policy.token_log_probs": shifted, "policy.log_prob": lambda *arguments: shifted(*arguments).sum(1)})
+also(
+    5,
+    "log-probability: off by one",
+    "the logits at a position predict the next token, not the one that stands there",
+    {"policy.token_log_probs": shifted, "policy.log_prob": lambda *arguments: shifted(*arguments).sum(1)},
+)
 
 
 def score_function(advantage):
@@ -367,30 +515,62 @@ def score_function(advantage):
 
 for name, hint, advantage in (
     ("Nash-MD-PG: all zeros", "the gradient is zero", lambda p, d, tau: 0 * d),
-    ("Nash-MD-PG: sign", "the sign is wrong: descending on this loss makes losing answers likelier", lambda p, d, tau: -(p - 0.5 - tau * d)),
+    (
+        "Nash-MD-PG: sign",
+        "the sign is wrong: descending on this loss makes losing answers likelier",
+        lambda p, d, tau: -(p - 0.5 - tau * d),
+    ),
     ("Nash-MD-PG: no 1/2", "the baseline 1/2 is missing: a draw must give no reward", lambda p, d, tau: p - tau * d),
     ("Nash-MD-PG: no KL", "the KL term is missing: nothing holds the policy near pi_ref", lambda p, d, tau: p - 0.5 + 0 * d),
-    ("Nash-MD-PG: KL with wrong sign", "the log-ratio is added; it must be subtracted, or the policy flees from pi_ref", lambda p, d, tau: p - 0.5 + tau * d),
+    (
+        "Nash-MD-PG: KL with wrong sign",
+        "the log-ratio is added; it must be subtracted, or the policy flees from pi_ref",
+        lambda p, d, tau: p - 0.5 + tau * d,
+    ),
     ("Nash-MD-PG: KL twice", "the log-ratio counts twice: tau, not 2 tau", lambda p, d, tau: p - 0.5 - 2 * tau * d),
-    ("Nash-MD-PG: 1/tau", "tau multiplies the log-ratio here; IPO's target is what it divides", lambda p, d, tau: p - 0.5 - d / tau),
+    (
+        "Nash-MD-PG: 1/tau",
+        "tau multiplies the log-ratio here; IPO's target is what it divides",
+        lambda p, d, tau: p - 0.5 - d / tau,
+    ),
 ):
     also(5, name, hint, {"nash_md.loss": score_function(advantage)})
 
 
-@mistake(5, "Nash-MD-PG: missing stop-gradient", "the advantage was differentiated: detach it, or the log-ratio adds a term that is not the KL's", "nash_md.loss")
+@mistake(
+    5,
+    "Nash-MD-PG: missing stop-gradient",
+    "the advantage was differentiated: detach it, or the log-ratio adds a term that is not the KL's",
+    "nash_md.loss",
+)
 def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     return -(preference - 0.5 - tau * (logp - ref_logp)) * logp
 
 
 def per_token(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """On log-probabilities [B, T] of tokens: each token's score weighted with its own log-ratio alone."""
-    return -((preference if torch.is_tensor(preference) and preference.ndim == 2 else torch.as_tensor(preference)[..., None])
-             - 0.5 - tau * (logp - ref_logp)).detach() * logp
+    return (
+        -(
+            (preference if torch.is_tensor(preference) and preference.ndim == 2 else torch.as_tensor(preference)[..., None])
+            - 0.5
+            - tau * (logp - ref_logp)
+        ).detach()
+        * logp
+    )
 
 
-also(5, "Nash-MD-PG: per-token KL", "each token was held against its own log-ratio alone: the KL term needs the whole response's",
-     {"policy.log_prob": response_scores, "nash_md.loss": per_token})
-also(5, "Nash-MD-PG: both from the policy", "the opponent is drawn from the mixture: PAIR", {"nash_md.PAIR": ("policy", "policy")})
+also(
+    5,
+    "Nash-MD-PG: per-token KL",
+    "each token was held against its own log-ratio alone: the KL term needs the whole response's",
+    {"policy.log_prob": response_scores, "nash_md.loss": per_token},
+)
+also(
+    5,
+    "Nash-MD-PG: both from the policy",
+    "the opponent is drawn from the mixture: PAIR",
+    {"nash_md.PAIR": ("policy", "policy")},
+)
 
 
 # Exercise 6
@@ -400,27 +580,54 @@ def expectation(method, log_pi, log_ref, preferences, tau, beta, mixture, detach
     """The expected loss over all pairs, with places to break it."""
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta if weight is None else weight)}
     first, second = (laws[who].detach() if detach else laws[who] for who in method.PAIR)
-    pairs = method.loss(log_pi[..., :, None], log_pi[..., None, :], log_ref[..., :, None], log_ref[..., None, :], preferences, tau)
+    pairs = method.loss(
+        log_pi[..., :, None], log_pi[..., None, :], log_ref[..., :, None], log_ref[..., None, :], preferences, tau
+    )
     if not weigh:
         return pairs.mean((-2, -1))
     return ((first[..., :, None] + second[..., None, :]).exp() * pairs).sum((-2, -1))
 
 
-also(6, "IPO-MD: one from the policy", "only y' comes from the mixture: that is Nash-MD's sampling; IPO-MD draws both from it", {"ipo_md.PAIR": ("policy", "mixture")})
-also(6, "IPO-MD: both from the policy", "both responses come from the policy: that is online IPO", {"ipo_md.PAIR": ("policy", "policy")})
+also(
+    6,
+    "IPO-MD: one from the policy",
+    "only y' comes from the mixture: that is Nash-MD's sampling; IPO-MD draws both from it",
+    {"ipo_md.PAIR": ("policy", "mixture")},
+)
+also(
+    6,
+    "IPO-MD: both from the policy",
+    "both responses come from the policy: that is online IPO",
+    {"ipo_md.PAIR": ("policy", "policy")},
+)
 
 
-@mistake(6, "IPO-MD: missing stop-gradient", "the sampling weights were differentiated: detach them, sampling has no gradient", "bandit.expected_loss")
+@mistake(
+    6,
+    "IPO-MD: missing stop-gradient",
+    "the sampling weights were differentiated: detach them, sampling has no gradient",
+    "bandit.expected_loss",
+)
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, detach=False)
 
 
-@mistake(6, "IPO-MD: pairs not weighted", "all pairs count alike: weight each with the probability of drawing it", "bandit.expected_loss")
+@mistake(
+    6,
+    "IPO-MD: pairs not weighted",
+    "all pairs count alike: weight each with the probability of drawing it",
+    "bandit.expected_loss",
+)
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, weigh=False)
 
 
-@mistake(6, "IPO-MD: mixture weight inverted", "the mixture got 1 - beta where it wants beta, the weight of the reference", "bandit.expected_loss")
+@mistake(
+    6,
+    "IPO-MD: mixture weight inverted",
+    "the mixture got 1 - beta where it wants beta, the weight of the reference",
+    "bandit.expected_loss",
+)
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, weight=1 - beta)
 
@@ -430,12 +637,19 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return expectation(method, log_pi, log_ref, preferences, beta or tau, tau if beta else 0.0, mixture or law)
 
 
-@mistake(6, "IPO-MD: every pair twice", "exactly 2x: the n x n pairs already hold (y, y') and (y', y)", "bandit.expected_loss")
+@mistake(
+    6, "IPO-MD: every pair twice", "exactly 2x: the n x n pairs already hold (y, y') and (y', y)", "bandit.expected_loss"
+)
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return 2 * expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law)
 
 
-@mistake(6, "IPO-MD: uncentred one-sided loss", "Nash-MD's one-sided loss on samples of the mixture: E[grad log pi] is not 0 there (Prop 5.1); use the pair loss", "ipo_md.loss")
+@mistake(
+    6,
+    "IPO-MD: uncentred one-sided loss",
+    "Nash-MD's one-sided loss on samples of the mixture: E[grad log pi] is not 0 there (Prop 5.1); use the pair loss",
+    "ipo_md.loss",
+)
 def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     return -(preference - 0.5 - tau * (logp - ref_logp)).detach() * logp * 4 / tau
 
@@ -455,11 +669,23 @@ def logistic(gap, p):
 
 for name, hint, wrong in (
     ("DPO: all zeros", "the answer is zero everywhere", lambda h, p, tau: 0 * h),
-    ("DPO: winner and loser swapped", "winner and loser are exchanged: the loss must fall as h grows when p is near 1", lambda h, p, tau: logistic(-tau * h, p)),
+    (
+        "DPO: winner and loser swapped",
+        "winner and loser are exchanged: the loss must fall as h grows when p is near 1",
+        lambda h, p, tau: logistic(-tau * h, p),
+    ),
     ("DPO: h over tau", "tau multiplies h in DPO; it divides in IPO's target", lambda h, p, tau: logistic(h / tau, p)),
     ("DPO: tau missing", "tau is missing: sigmoid(tau h)", lambda h, p, tau: logistic(h, p)),
-    ("DPO: hard label", "the label was rounded to a winner: weight both orders, by p and 1 - p", lambda h, p, tau: logistic(tau * h, (p > 0.5).double())),
-    ("DPO: log of sigmoid", "log(sigmoid(z)) underflows for large |z|: use logsigmoid", lambda h, p, tau: -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log()),
+    (
+        "DPO: hard label",
+        "the label was rounded to a winner: weight both orders, by p and 1 - p",
+        lambda h, p, tau: logistic(tau * h, (p > 0.5).double()),
+    ),
+    (
+        "DPO: log of sigmoid",
+        "log(sigmoid(z)) underflows for large |z|: use logsigmoid",
+        lambda h, p, tau: -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log(),
+    ),
 ):
     also(7, name, hint, {"dpo.loss": lambda a, b, c, d, p, tau, wrong=wrong: wrong((a - c) - (b - d), p, tau)})
 
@@ -469,7 +695,12 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     return logistic(tau * (logp - logp_other), preference)
 
 
-@mistake(7, "DPO point: the Nash equilibrium", "this is the Nash equilibrium: the very policy at which online DPO does not stop", "bandit.dpo_point")
+@mistake(
+    7,
+    "DPO point: the Nash equilibrium",
+    "this is the Nash equilibrium: the very policy at which online DPO does not stop",
+    "bandit.dpo_point",
+)
 def _(preferences, log_ref, tau):
     log_pi = log_ref
     for _ in range(3000):
@@ -477,16 +708,34 @@ def _(preferences, log_ref, tau):
     return log_pi
 
 
-GAMES = ("two_actions_0.7", "two_actions_0.5", "rock_paper_scissors_uniform", "rock_paper_scissors_biased", "bradley_terry_three")
-also(7, "prediction: always Nash", "online DPO does not stop at Nash in general: try F.5's condition on two actions",
-     {"adapters.answers": lambda exercise: dict.fromkeys(GAMES, True)})
-also(7, "prediction: never Nash", "there are exceptions: where every action wins half the time against pi_ref, pi_ref is the answer to everything",
-     {"adapters.answers": lambda exercise: dict.fromkeys(GAMES, False)})
+GAMES = (
+    "two_actions_0.7",
+    "two_actions_0.5",
+    "rock_paper_scissors_uniform",
+    "rock_paper_scissors_biased",
+    "bradley_terry_three",
+)
+also(
+    7,
+    "prediction: always Nash",
+    "online DPO does not stop at Nash in general: try F.5's condition on two actions",
+    {"adapters.answers": lambda exercise: dict.fromkeys(GAMES, True)},
+)
+also(
+    7,
+    "prediction: never Nash",
+    "there are exceptions: where every action wins half the time against pi_ref, pi_ref is the answer to everything",
+    {"adapters.answers": lambda exercise: dict.fromkeys(GAMES, False)},
+)
 
 
 # Exercise 8: the runs' names in another order, and one name for all
 
 RUNS = "abcdef"
-also(8, "diagnosis: one name for all", "six runs, six different bugs: a name given twice counts for neither",
-     {"adapters.answers": lambda exercise: dict.fromkeys(RUNS, "target is 1/tau")})
+also(
+    8,
+    "diagnosis: one name for all",
+    "six runs, six different bugs: a name given twice counts for neither",
+    {"adapters.answers": lambda exercise: dict.fromkeys(RUNS, "target is 1/tau")},
+)
 also(8, "diagnosis: empty", "no name was given", {"adapters.answers": lambda exercise: dict.fromkeys(RUNS)})

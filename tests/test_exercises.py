@@ -44,7 +44,9 @@ def close(observed, expected):
     if not (expected != 0).any():  # an observed value of zeros, compared with a mistake's
         return observed.shape == expected.shape and not (observed != 0).any()
     smallest = expected.abs()[expected != 0].min()
-    return observed.shape == expected.shape and bool(((observed - expected).abs() <= 1e-6 * expected.abs() + 1e-6 * smallest).all())
+    return observed.shape == expected.shape and bool(
+        ((observed - expected).abs() <= 1e-6 * expected.abs() + 1e-6 * smallest).all()
+    )
 
 
 def numbers(value):
@@ -90,7 +92,9 @@ def explain(exercise, observe, observed):
     for one in MISTAKES:
         if one.exercise != exercise:
             continue
-        others = {f"{name}.{item}" for name, graded in adapters.EXERCISES[exercise].items() for item in graded} - set(one.parts)
+        others = {f"{name}.{item}" for name, graded in adapters.EXERCISES[exercise].items() for item in graded} - set(
+            one.parts
+        )
         try:
             with planted(one):
                 same = close(numbers(observe()), observed)
@@ -160,7 +164,9 @@ def test_antisymmetry():
     for preferences in games:
         itself = lambda p=preferences: (pi.exp() * bandit.win_rate(p, pi)).sum()
         check(1, "p(pi > pi) = 1/2", itself, 0.5)
-        there_and_back = lambda p=preferences: (pi.exp() * bandit.win_rate(p, rho)).sum() + (rho.exp() * bandit.win_rate(p, pi)).sum()
+        there_and_back = lambda p=preferences: (
+            (pi.exp() * bandit.win_rate(p, rho)).sum() + (rho.exp() * bandit.win_rate(p, pi)).sum()
+        )
         check(1, "p(pi > rho) + p(rho > pi) = 1", there_and_back, 1.0)
         require(((preferences - 0.5).abs() > 1e-3).any(), "all preferences are 1/2")
 
@@ -184,7 +190,12 @@ def test_gap():
 @pytest.mark.ex2(points=2)
 def test_ipo_loss():
     """Values at tau = 0.1, target 5: 0.7 * 5.7^2 + 0.3 * 4.3^2 = 28.29, and so on; [B], not reduced."""
-    check(2, "eq 11 with soft labels, tau = 0.1", lambda: ipo.loss(*FOUR, LABELS, 0.1), number(28.29, 0.2 * 6.5**2 + 0.8 * 3.5**2, 3.2**2))
+    check(
+        2,
+        "eq 11 with soft labels, tau = 0.1",
+        lambda: ipo.loss(*FOUR, LABELS, 0.1),
+        number(28.29, 0.2 * 6.5**2 + 0.8 * 3.5**2, 3.2**2),
+    )
 
 
 @pytest.mark.ex2(points=2)
@@ -192,14 +203,24 @@ def test_soft_label_identity():
     """The same parabola completed to a square: (h - (2p - 1)/(2 tau))^2 + p (1 - p)/tau^2, for several tau."""
     for tau in (0.02, 0.5, 3.0):
         wanted = (GAPS - (2 * LABELS - 1) / (2 * tau)) ** 2 + LABELS * (1 - LABELS) / tau**2
-        check(2, f"soft labels: (h - (2p-1)/(2 tau))^2 + p (1-p)/tau^2, tau = {tau}", lambda tau=tau: ipo.loss(*FOUR, LABELS, tau), wanted)
+        check(
+            2,
+            f"soft labels: (h - (2p-1)/(2 tau))^2 + p (1-p)/tau^2, tau = {tau}",
+            lambda tau=tau: ipo.loss(*FOUR, LABELS, tau),
+            wanted,
+        )
 
 
 @pytest.mark.ex2(points=1)
 def test_at_the_start():
     """pi = pi_ref: 1/(4 tau^2) for every label, and the slope in h is -(2p - 1)/tau."""
     zero = number(-2.0, -2.0, -2.0)
-    check(2, "the loss at h = 0 is 1/(4 tau^2)", lambda: ipo.loss(zero, zero, zero, zero, LABELS, 0.1), number(25.0, 25.0, 25.0))
+    check(
+        2,
+        "the loss at h = 0 is 1/(4 tau^2)",
+        lambda: ipo.loss(zero, zero, zero, zero, LABELS, 0.1),
+        number(25.0, 25.0, 25.0),
+    )
     leaf = zero.clone().requires_grad_()
     slope = lambda: torch.autograd.grad(ipo.loss(leaf, zero, zero, zero, LABELS, 0.1).sum(), leaf)[0]
     check(2, "the slope at h = 0 is -(2p - 1)/tau", slope, -(2 * LABELS - 1) / 0.1)
@@ -213,12 +234,19 @@ def test_pair_identity():
 
         def slope(y=y, other=other, p=p, tau=tau):
             log_pi = torch.log_softmax(logits, 0)
-            return torch.autograd.grad(ipo.loss(log_pi[y], log_pi[other], REF[y], REF[other], number(p)[0], tau).sum(), logits)[0]
+            return torch.autograd.grad(
+                ipo.loss(log_pi[y], log_pi[other], REF[y], REF[other], number(p)[0], tau).sum(), logits
+            )[0]
 
         log_pi = torch.log_softmax(logits, 0).detach()
         h = log_pi[y] - REF[y] - log_pi[other] + REF[other]
         difference = torch.eye(4).double()[y] - torch.eye(4).double()[other]  # the scores' pi cancels
-        check(2, "the pair identity, -(2/tau) (p - 1/2 - tau h) (grad log pi(y) - grad log pi(y'))", slope, -(2 / tau) * (p - 0.5 - tau * h) * difference)
+        check(
+            2,
+            "the pair identity, -(2/tau) (p - 1/2 - tau h) (grad log pi(y) - grad log pi(y'))",
+            slope,
+            -(2 / tau) * (p - 0.5 - tau * h) * difference,
+        )
 
 
 # Exercise 3: duality gap and regularised Nash equilibrium
@@ -236,13 +264,20 @@ def test_respond():
     """pi_ref exp(p(y > opponent)/tau)/Z with every sum written out."""
     for tau in (0.1, 2.0):
         weights = REF.exp() * (wins_against(GAME, PI) / tau).exp()
-        check(3, f"eq 12's right-hand side, tau = {tau}", lambda tau=tau: bandit.respond(GAME, REF, tau, PI).exp(), weights / weights.sum())
+        check(
+            3,
+            f"eq 12's right-hand side, tau = {tau}",
+            lambda tau=tau: bandit.respond(GAME, REF, tau, PI).exp(),
+            weights / weights.sum(),
+        )
 
 
 def payoff(one, other, preferences, log_ref, tau):
     """p(one > other) - tau KL(one, pi_ref) + tau KL(other, pi_ref)."""
+
     def leave(log_pi):
         return (log_pi.exp() * (log_pi - log_ref)).sum()
+
     return (one.exp() * wins_against(preferences, other)).sum() - tau * leave(one) + tau * leave(other)
 
 
@@ -254,9 +289,19 @@ def test_duality_gap():
         for _ in range(400):  # mirror ascent: converges geometrically, since the payoff is strongly concave
             logits = torch.log_softmax(logits + 0.5 * (wins_against(GAME, pi) / tau - (logits - ref)), 0)
         wanted = 2 * payoff(logits, pi, GAME, ref, tau) - 1
-        check(3, "the duality gap, 2 max payoff(pi', pi) - 1", lambda pi=pi, ref=ref, tau=tau: bandit.duality_gap(pi, GAME, ref, tau), wanted)
+        check(
+            3,
+            "the duality gap, 2 max payoff(pi', pi) - 1",
+            lambda pi=pi, ref=ref, tau=tau: bandit.duality_gap(pi, GAME, ref, tau),
+            wanted,
+        )
     uniform = number(1.0, 1.0, 1.0).log_softmax(0)
-    check(3, "the gap is 0 at rock-paper-scissors' uniform equilibrium (1 was added)", lambda: 1 + bandit.duality_gap(uniform, CYCLE, uniform, 0.1), 1.0)
+    check(
+        3,
+        "the gap is 0 at rock-paper-scissors' uniform equilibrium (1 was added)",
+        lambda: 1 + bandit.duality_gap(uniform, CYCLE, uniform, 0.1),
+        1.0,
+    )
 
 
 @pytest.mark.ex3(points=3)
@@ -265,9 +310,17 @@ def test_nash_equilibrium():
     for preferences, ref, tau in ((CYCLE, BIASED, 0.1), (GAME, REF, 0.1), (GAME, PI, 0.4)):
         solve = lambda p=preferences, r=ref, tau=tau: bandit.fixed_point(p, r, tau)
         log_pi = solve()
-        require(torch.is_tensor(log_pi) and log_pi.shape == ref.shape and log_pi.isfinite().all(), "fixed_point must return log pi, [n], finite")
+        require(
+            torch.is_tensor(log_pi) and log_pi.shape == ref.shape and log_pi.isfinite().all(),
+            "fixed_point must return log pi, [n], finite",
+        )
         weights = ref.exp() * (wins_against(preferences, log_pi) / tau).exp()
-        check(3, f"eq 12, pi = pi_ref exp(p(. > pi)/tau)/Z, tau = {tau}", lambda solve=solve: solve().exp(), weights / weights.sum())
+        check(
+            3,
+            f"eq 12, pi = pi_ref exp(p(. > pi)/tau)/Z, tau = {tau}",
+            lambda solve=solve: solve().exp(),
+            weights / weights.sum(),
+        )
     two, ref = number([0.5, 0.7], [0.3, 0.5]).view(2, 2), law(0.3, 0.7)
     slope = lambda: bandit.fixed_point(two, ref, 0.1)[0] - bandit.fixed_point(two, ref, 0.1)[1]
     check(3, "two actions: log(pi1/pi2) = log(ref1/ref2) + (p - 1/2)/tau", slope, math.log(0.3 / 0.7) + 2.0)
@@ -282,9 +335,17 @@ def test_equation_13():
         blend = log_pi.exp() ** (1 - beta) * REF.exp() ** beta
         blend = blend / blend.sum()
         weights = REF.exp() * (wins_against(GAME, blend.log()) / 0.2).exp()
-        check(3, "eq 13, the opponent is pi^(1-beta) pi_ref^beta", lambda beta=beta: bandit.fixed_point(GAME, REF, 0.2, beta).exp(), weights / weights.sum())
+        check(
+            3,
+            "eq 13, the opponent is pi^(1-beta) pi_ref^beta",
+            lambda beta=beta: bandit.fixed_point(GAME, REF, 0.2, beta).exp(),
+            weights / weights.sum(),
+        )
         hotter = REF.exp() * (wins_against(GAME, blend.log()) * (1 - beta) / 0.2).exp()
-        require((blend - hotter / hotter.sum()).abs().max() < 1e-6, "Prop 5.2: the mixture of the fixed point must be Nash at tau/(1 - beta)")
+        require(
+            (blend - hotter / hotter.sum()).abs().max() < 1e-6,
+            "Prop 5.2: the mixture of the fixed point must be Nash at tau/(1 - beta)",
+        )
 
 
 # Exercise 4: geometric mixture and its sampler
@@ -343,22 +404,41 @@ def test_sampler_draws_the_mixture():
     import sampler
 
     enumerated, policies, policy, reference = sharp_models()
-    w = SimpleNamespace(batch=(policies.pad([p for p in enumerated.PROMPTS for _ in enumerated.RESPONSES], "left", 0), policies.pad(enumerated.RESPONSES * 2, "right", 0)))
+    w = SimpleNamespace(
+        batch=(
+            policies.pad([p for p in enumerated.PROMPTS for _ in enumerated.RESPONSES], "left", 0),
+            policies.pad(enumerated.RESPONSES * 2, "right", 0),
+        )
+    )
     with torch.no_grad():
         log_pi, log_ref = (enumerated.log_policy(model, w) for model in (policy, reference))
     for beta in (0.0, 0.25):
-        ids, mask, _ = sampler.sample(policy, reference, policies.pad(enumerated.PROMPTS * 4000, "left", 0), beta, torch.Generator().manual_seed(0), max_tokens=3)
+        ids, mask, _ = sampler.sample(
+            policy,
+            reference,
+            policies.pad(enumerated.PROMPTS * 4000, "left", 0),
+            beta,
+            torch.Generator().manual_seed(0),
+            max_tokens=3,
+        )
         drawn = [tuple(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True)]
         possible = {tuple(response): index for index, response in enumerate(enumerated.RESPONSES)}
         strange = next((row for row in drawn if row not in possible), None)
-        require(strange is None, f"{strange} is no response: the mask holds through the first end-of-text token (0) and no further")
+        require(
+            strange is None,
+            f"{strange} is no response: the mask holds through the first end-of-text token (0) and no further",
+        )
         for row in range(2):
             counts = torch.tensor([possible[one] for one in drawn[row::2]]).bincount(minlength=85)
             expected = 4000 * enumerated.per_token_mixture(log_pi, log_ref, beta)[row].exp()
             square = ((counts - expected) ** 2 / expected).sum().item()
             wrong = 4000 * enumerated.per_token_mixture(log_pi, log_ref, 1 - beta)[row].exp()
             other = ((counts - wrong) ** 2 / wrong).sum().item()
-            why = "it fits 1 - beta: beta is the weight of the reference" if other < 165 else "the frequencies fit neither beta nor 1 - beta"
+            why = (
+                "it fits 1 - beta: beta is the weight of the reference"
+                if other < 165
+                else "the frequencies fit neither beta nor 1 - beta"
+            )
             require(square < 165, f"sec 5.1, beta = {beta}: {why} (chi-square {square:.0f} on 84 degrees of freedom)")
 
 
@@ -369,13 +449,25 @@ def test_sampled_rows():
 
     enumerated, policies, policy, reference = sharp_models()
     prompt = policies.pad(enumerated.PROMPTS * 200, "left", 0)
-    ids, mask, finished = sampler.sample(policy, reference, prompt, (0.0, 0.5), torch.Generator().manual_seed(1), max_tokens=3)
-    require(ids.shape == mask.shape == (800, 3) and finished.shape == (800,), f"ids {list(ids.shape)}, mask {list(mask.shape)}: expected [800, 3]")
+    ids, mask, finished = sampler.sample(
+        policy, reference, prompt, (0.0, 0.5), torch.Generator().manual_seed(1), max_tokens=3
+    )
+    require(
+        ids.shape == mask.shape == (800, 3) and finished.shape == (800,),
+        f"ids {list(ids.shape)}, mask {list(mask.shape)}: expected [800, 3]",
+    )
     ends = (ids == 0) & mask
-    require((ends.sum(1) == finished.long()).all(), "finished must say whether the response holds its end-of-text token (0) within the mask")
+    require(
+        (ends.sum(1) == finished.long()).all(),
+        "finished must say whether the response holds its end-of-text token (0) within the mask",
+    )
     last = mask.sum(1) - 1
-    require((ids[torch.arange(800), last][finished] == 0).all(), "the end-of-text token must be the last one inside the mask")
-    require((mask.sum(1)[~finished] == 3).all() and 50 < finished.sum() < 780, "an unfinished response has max_tokens tokens")
+    require(
+        (ids[torch.arange(800), last][finished] == 0).all(), "the end-of-text token must be the last one inside the mask"
+    )
+    require(
+        (mask.sum(1)[~finished] == 3).all() and 50 < finished.sum() < 780, "an unfinished response has max_tokens tokens"
+    )
     again = sampler.sample(policy, policy, prompt, (0.0, 0.5), torch.Generator().manual_seed(1), max_tokens=3)[0]
     require((ids[:400] == again[:400]).all(), "the first 400 rows (beta = 0) must not depend on the reference")
     require((ids[400:] != again[400:]).any(), "the last 400 rows (beta = 0.5) must depend on the reference")
@@ -388,7 +480,11 @@ def slow_log_prob(model, prompt, response):
     """log pi(y | x) token by token, each row alone and unpadded: [tokens]."""
     ids, total = list(prompt), []
     for token in response:
-        total.append(torch.log_softmax(model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -1], 0)[token])
+        total.append(
+            torch.log_softmax(model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -1], 0)[
+                token
+            ]
+        )
         ids.append(token)
     return torch.stack(total)
 
@@ -408,7 +504,9 @@ def test_log_prob():
     tokens = torch.zeros(3, 3, dtype=torch.float64)
     for row, (x, y) in enumerate(zip(prompts, responses, strict=True)):
         tokens[row, : len(y)] = slow_log_prob(model, x, y)
-    check(5, "log pi(y | x) = sum of log pi(y_n | x, y_<n)", lambda: policies.log_prob(model, prompt, response), tokens.sum(1))
+    check(
+        5, "log pi(y | x) = sum of log pi(y_n | x, y_<n)", lambda: policies.log_prob(model, prompt, response), tokens.sum(1)
+    )
     check(5, "log pi(y_n | x, y_<n), 0 beyond the mask", lambda: policies.token_log_probs(model, prompt, response), tokens)
 
 
@@ -432,7 +530,12 @@ def test_nash_md_gradient_of_one_sample():
             leaf = logp.clone().requires_grad_()
             return torch.autograd.grad(nash_md.loss(leaf, None, ref, None, p, tau).sum(), leaf)[0]
 
-        check(5, "NLHF sec 7: grad log pi(y) (p - 1/2 - tau log pi(y)/pi_ref(y)), descended", slope, -(p - 0.5 - tau * (logp - ref)))
+        check(
+            5,
+            "NLHF sec 7: grad log pi(y) (p - 1/2 - tau log pi(y)/pi_ref(y)), descended",
+            slope,
+            -(p - 0.5 - tau * (logp - ref)),
+        )
 
 
 @pytest.mark.ex5(points=3)
@@ -481,7 +584,7 @@ def ipo_md_gradient(log_pi, tau, beta, preferences=GAME, log_ref=REF):
 
 @pytest.mark.ex6(points=3)
 def test_ipo_md_gradient():
-    """The pair form of item Prop 5.1, on the logits, for several beta."""
+    """The pair form of Prop 5.1, on the logits, for several beta."""
     for tau, beta in ((0.2, 0.125), (0.2, 0.6), (1.0, 0.3)):
         slope = lambda tau=tau, beta=beta: bandit.gradient(ipo_md, PI, REF, GAME, tau, beta)
         check(6, f"-(4/tau) E_(y,y'~mixture) grad log pi(y) f(y, y'), beta = {beta}", slope, ipo_md_gradient(PI, tau, beta))
@@ -497,7 +600,12 @@ def test_ipo_md_limits():
         for y, other in itertools.product(range(4), repeat=2)
         for h in [PI[y] - REF[y] - PI[other] + REF[other]]
     )
-    check(6, "beta = 1 is offline IPO with data from pi_ref (eq 10)", lambda: bandit.expected_loss(ipo_md, PI, REF, GAME, 0.2, 1.0), wanted)
+    check(
+        6,
+        "beta = 1 is offline IPO with data from pi_ref (eq 10)",
+        lambda: bandit.expected_loss(ipo_md, PI, REF, GAME, 0.2, 1.0),
+        wanted,
+    )
 
 
 @pytest.mark.ex6(points=3)
@@ -524,14 +632,24 @@ def test_expected_loss_serves_every_method():
     blend = (PI.exp() * REF.exp()).sqrt()
     advantage = wins_against(GAME, (blend / blend.sum()).log()) - 0.5 - tau * (PI - REF)
     wanted = -(PI.exp() * (advantage - (PI.exp() * advantage).sum()))
-    check(6, "Nash-MD-PG: y from the policy, y' from the mixture", lambda: bandit.gradient(nash_md, PI, REF, GAME, tau, beta), wanted)
+    check(
+        6,
+        "Nash-MD-PG: y from the policy, y' from the mixture",
+        lambda: bandit.gradient(nash_md, PI, REF, GAME, tau, beta),
+        wanted,
+    )
     data = law(0.1, 0.2, 0.3, 0.4)
     wanted = sum(
         data[y].exp() * data[other].exp() * (GAME[y, other] * (h - 1.25) ** 2 + (1 - GAME[y, other]) * (h + 1.25) ** 2)
         for y, other in itertools.product(range(4), repeat=2)
         for h in [PI[y] - REF[y] - PI[other] + REF[other]]
     )
-    check(6, "mixture: the law that is passed", lambda: bandit.expected_loss(ipo_md, PI, REF, GAME, tau, beta, lambda *_: data), wanted)
+    check(
+        6,
+        "mixture: the law that is passed",
+        lambda: bandit.expected_loss(ipo_md, PI, REF, GAME, tau, beta, lambda *_: data),
+        wanted,
+    )
     both = torch.stack([PI, REF])
     wanted = torch.stack([ipo_md_gradient(PI, tau, beta), ipo_md_gradient(REF, tau, beta)])
     check(6, "two policies at once, [2, n]", lambda: bandit.gradient(ipo_md, both, REF, GAME, tau, beta), wanted)
@@ -544,7 +662,10 @@ def test_expected_loss_serves_every_method():
 def test_dpo_loss():
     """-p log sigmoid(tau h) - (1 - p) log sigmoid(-tau h) at the pairs of exercise 2, and its slope."""
     for tau in (0.1, 2.0):
-        wanted = [p * math.log1p(math.exp(-tau * h)) + (1 - p) * math.log1p(math.exp(tau * h)) for h, p in zip(GAPS.tolist(), LABELS.tolist(), strict=True)]
+        wanted = [
+            p * math.log1p(math.exp(-tau * h)) + (1 - p) * math.log1p(math.exp(tau * h))
+            for h, p in zip(GAPS.tolist(), LABELS.tolist(), strict=True)
+        ]
         check(7, "DPO with soft labels", lambda tau=tau: dpo.loss(*FOUR, LABELS, tau), number(*wanted))
 
         def slope(tau=tau):
@@ -558,7 +679,12 @@ def test_dpo_loss():
 def test_dpo_is_finite():
     """h of thousands of nats: the loss is linear there."""
     far, zero = number(3000.0, -3000.0), number(0.0, 0.0)
-    check(7, "the loss at h = +-3000, tau = 1, p = 0.7", lambda: dpo.loss(far, zero, zero, zero, number(0.7, 0.7), 1.0), number(900.0, 2100.0))
+    check(
+        7,
+        "the loss at h = +-3000, tau = 1, p = 0.7",
+        lambda: dpo.loss(far, zero, zero, zero, number(0.7, 0.7), 1.0),
+        number(900.0, 2100.0),
+    )
 
 
 @pytest.mark.ex7(points=2)
@@ -577,12 +703,20 @@ def test_where_dpo_stops():
     """A root of online DPO's own equation; pi_ref exp(r/tau)/Z under Bradley-Terry (F.7)."""
     rewards = number(0.0, 0.4, -0.3, 0.2)
     powers = (REF + rewards / 0.3).exp()
-    check(7, "F.7: the RLHF policy", lambda: bandit.dpo_point(torch.sigmoid(rewards[:, None] - rewards), REF, 0.3).exp(), powers / powers.sum())
+    check(
+        7,
+        "F.7: the RLHF policy",
+        lambda: bandit.dpo_point(torch.sigmoid(rewards[:, None] - rewards), REF, 0.3).exp(),
+        powers / powers.sum(),
+    )
     mild = 0.5 + (GAME - 0.5) / 2
     log_pi = bandit.dpo_point(mild, REF, 0.2)
-    require(torch.is_tensor(log_pi) and log_pi.shape == (4,) and abs(log_pi.exp().sum() - 1) < 1e-9, "dpo_point must return log pi, [n], normalised")
+    require(
+        torch.is_tensor(log_pi) and log_pi.shape == (4,) and abs(log_pi.exp().sum() - 1) < 1e-9,
+        "dpo_point must return log pi, [n], normalised",
+    )
     returns = 0.2 * (log_pi - REF)
-    slope = lambda: (torch.sigmoid(returns[:, None] - returns) @ log_pi.exp())
+    slope = lambda: torch.sigmoid(returns[:, None] - returns) @ log_pi.exp()
     check(7, "sum_y' pi(y') sigmoid(tau h(y, y')) = p(y > pi)", slope, wins_against(mild, log_pi))
 
 
@@ -602,16 +736,29 @@ def test_predictions():
         nash = bandit.fixed_point(preferences, ref, 0.1)
         wins = wins_against(preferences, nash)
         stationary = bool(((wins - torch.sigmoid(wins[:, None] - wins) @ nash.exp()) * nash.exp()).abs().max() < 1e-9)
-        require(given.get(name) in (True, False) and isinstance(given.get(name), bool), f"predictions.json: {name} must be true or false")
+        require(
+            given.get(name) in (True, False) and isinstance(given.get(name), bool),
+            f"predictions.json: {name} must be true or false",
+        )
         # Which one is wrong stays unsaid, or two attempts would give the answer.
-        require(given[name] is stationary, "F.5 to F.8: at least one prediction is wrong; put each game into F.5's condition")
+        require(
+            given[name] is stationary, "F.5 to F.8: at least one prediction is wrong; put each game into F.5's condition"
+        )
 
 
 # Exercise 8: no code
 
 NAMES = [
-    "winner and loser swapped", "target is 1/tau", "mean over tokens instead of sum", "reference is the policy itself", "sampling weights differentiated",
-    "pairs from the reference", "no reference in h", "end-of-text not scored", "labels of the other prompt", "preference is always 1/2",
+    "winner and loser swapped",
+    "target is 1/tau",
+    "mean over tokens instead of sum",
+    "reference is the policy itself",
+    "sampling weights differentiated",
+    "pairs from the reference",
+    "no reference in h",
+    "end-of-text not scored",
+    "labels of the other prompt",
+    "preference is always 1/2",
 ]
 
 
@@ -619,10 +766,14 @@ def diagnose(run):
     """Compares one answer with its salted hash in exercises/symptoms/key.json."""
     given = adapters.answers(8)
     require(given.get(run) in NAMES, f"diagnosis.json: run {run} needs a name of the list, word by word")
-    require(list(given.values()).count(given[run]) == 1, "six runs, six different bugs: a name given twice counts for neither")
+    require(
+        list(given.values()).count(given[run]) == 1, "six runs, six different bugs: a name given twice counts for neither"
+    )
     key = json.loads((adapters.ROOT / "exercises" / "symptoms" / "key.json").read_text())
-    require(hashlib.sha256(f"{key['salt']}/{run}/{given[run]}".encode()).hexdigest() == key[run],
-            f"run {run} is another bug: compare step 0, the end and the shape of each column with run_healthy.csv")
+    require(
+        hashlib.sha256(f"{key['salt']}/{run}/{given[run]}".encode()).hexdigest() == key[run],
+        f"run {run} is another bug: compare step 0, the end and the shape of each column with run_healthy.csv",
+    )
 
 
 @pytest.mark.ex8(points=2)

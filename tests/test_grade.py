@@ -12,6 +12,7 @@ import pytest
 import test_exercises
 import torch
 
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """The tensors are tiny: a second thread only waits."""
@@ -33,14 +34,22 @@ def test_a_loop_and_a_crash_cost_their_exercise(tmp_path):
     student = tmp_path / "all" / "someone"
     student.mkdir(parents=True)
     source = (adapters.ROOT / "bandit.py").read_text()
-    wanted = [ast.get_source_segment(source, node) for node in ast.parse(source).body if getattr(node, "name", "") in adapters.EXERCISES[1]["bandit"]]
+    wanted = [
+        ast.get_source_segment(source, node)
+        for node in ast.parse(source).body
+        if getattr(node, "name", "") in adapters.EXERCISES[1]["bandit"]
+    ]
     (student / "bandit.py").write_text("import torch\n\n\n" + "\n\n\n".join(wanted) + "\n")
-    (student / "ipo.py").write_text("def loss(*_):\n    while True:\n        pass\n\n\ndef log_ratio_gap(*_):\n    return loss()\n")
+    (student / "ipo.py").write_text(
+        "def loss(*_):\n    while True:\n        pass\n\n\ndef log_ratio_gap(*_):\n    return loss()\n"
+    )
     (student / "nash_md.py").write_text("import os\nos._exit(3)\n")
     (student / "ipo_md.py").write_text("def loss(:\n")
     done = command("--all", tmp_path / "all", "--table", tmp_path / "grades.csv", "--seconds", 15)
     row = next(csv.DictReader((tmp_path / "grades.csv").open()))
-    assert row["student"] == "someone" and row["total"] == row["ex1"] == "10" and row["of"] == "80", done.stdout + done.stderr
+    assert row["student"] == "someone" and row["total"] == row["ex1"] == "10" and row["of"] == "80", (
+        done.stdout + done.stderr
+    )
     assert "ex2: stopped after 15 s" in row["notes"] and "ex5: ended without a report (exit code 3)" in row["notes"]
 
 
@@ -81,7 +90,11 @@ def read(run):
 def diagnosis(run):
     """The reasoning the exercise asks for, as rules: from the columns to a name."""
     healthy, columns = read("healthy"), read(run)
-    start, end, right = {c: v[0] for c, v in columns.items()}, {c: v[-1] for c, v in columns.items()}, {c: v[-1] for c, v in healthy.items()}
+    start, end, right = (
+        {c: v[0] for c, v in columns.items()},
+        {c: v[-1] for c, v in columns.items()},
+        {c: v[-1] for c, v in healthy.items()},
+    )
     if start["loss"] > 99:
         return "target is 1/tau"  # 1/(4 (tau/2)^2)
     if max(columns["mean |h|"]) < 1e-12 and end["KL to reference"] > 0.1:

@@ -5,7 +5,6 @@ Run: python tests/test_mutants.py    (the table of mistakes and the tests that c
 
 import functools
 import inspect
-import json
 import re
 import sys
 from pathlib import Path
@@ -80,7 +79,9 @@ def test_mutant_stubs_get_no_points(exercise):
         assert any(f"Exercise {exercise}" in message for message in failed.values())
 
 
-@pytest.mark.parametrize("index", range(len(mistakes.MISTAKES)), ids=[f"ex{one.exercise}-{one.name}" for one in mistakes.MISTAKES])
+@pytest.mark.parametrize(
+    "index", range(len(mistakes.MISTAKES)), ids=[f"ex{one.exercise}-{one.name}" for one in mistakes.MISTAKES]
+)
 def test_mutant_loses_points_in_its_exercise(index):
     one, (points, failed) = mistakes.MISTAKES[index], outcome(index)
     assert points < adapters.POINTS, f"{one.name}: every test of exercise {one.exercise} passes"
@@ -91,11 +92,22 @@ def test_mutant_list_is_long_enough_and_in_the_readme():
     assert len(mistakes.MISTAKES) >= 20 and {one.exercise for one in mistakes.MISTAKES} == set(adapters.TITLES)
     names = [(one.exercise, one.name) for one in mistakes.MISTAKES]
     assert len(names) == len(set(names))
-    assert table() in (STUBS / "README.md").read_text(encoding="utf-8"), "python tests/test_mutants.py prints what belongs there"
+    assert table() in (STUBS / "README.md").read_text(encoding="utf-8"), (
+        "python tests/test_mutants.py prints what belongs there"
+    )
 
 
-TAUGHT = ["IPO: target 1/tau", "IPO: each pair counted twice", "gap: one player", "mixture: arithmetic", "Nash-MD-PG: missing stop-gradient",
-          "Nash-MD-PG: per-token KL", "IPO-MD: one from the policy", "IPO-MD: uncentred one-sided loss", "DPO: h over tau"]
+TAUGHT = [
+    "IPO: target 1/tau",
+    "IPO: each pair counted twice",
+    "gap: one player",
+    "mixture: arithmetic",
+    "Nash-MD-PG: missing stop-gradient",
+    "Nash-MD-PG: per-token KL",
+    "IPO-MD: one from the policy",
+    "IPO-MD: uncentred one-sided loss",
+    "DPO: h over tau",
+]
 
 
 @pytest.mark.parametrize("name", TAUGHT)
@@ -138,7 +150,9 @@ def test_mutant_of_a_signature_cannot_come_from_the_stubs(exercise):
             assert inspect.signature(stub) == inspect.signature(reference), f"{module}.{name}"
             theirs, ours = (re.sub(r"\s+", " ", function.__doc__ or "") for function in (stub, reference))
             assert theirs.startswith(ours.strip()), f"{module}.{name}: the docstring has drifted from the reference's"
-            handouts += all(word in stub.__doc__ for word in ("Goal.", "Background.", "Task.", "Hints.", "Tests.", "Questions."))
+            handouts += all(
+                word in stub.__doc__ for word in ("Goal.", "Background.", "Task.", "Hints.", "Tests.", "Questions.")
+            )
             source = inspect.getsource(stub)
             assert f'raise NotImplementedError("Exercise {exercise}: ' in source
     assert handouts == 1, "one handout an exercise"
