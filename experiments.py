@@ -12,10 +12,11 @@ import os
 import sys
 
 
+import train  # first: it sets how torch's threads wait
+
 import data
 import sampler
 import summaries
-import train
 
 
 def supervised_samples(task, reference, count=1000, responses=3):
