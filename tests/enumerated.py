@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from transformers import GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +34,11 @@ policies.SIZES["enumerable"] = dict(n_layer=2, n_head=2, n_embd=32)
 def world(seed):
     """A reference model, the batch of all prompts and responses, log_ref [2, 85] and preferences [2, 85, 85]."""
     tokenizer = policies.word_tokenizer(["a", "b", "c", "d"])
-    reference = policies.build("enumerable", tokenizer, 8, seed).double().requires_grad_(False)
+    config = policies.build("enumerable", tokenizer, 8, seed).config
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # Plain GPT-2 weights: the start that copies would make some responses too rare to be trained in a test's time.
+        reference = GPT2LMHeadModel(config).eval().double().requires_grad_(False)
     prompts = [prompt for prompt in PROMPTS for _ in RESPONSES]
     batch = policies.pad(prompts, "left", END), policies.pad(RESPONSES * len(PROMPTS), "right", END)
     generator = torch.Generator().manual_seed(seed)
