@@ -101,7 +101,8 @@ def fit(model, comparisons, steps, lr, finetune, label):
             features = remembered[id(prompt)]
         vectors = model.embed(features, response[1])
         vote = torch.bernoulli(chance.cpu(), generator=rng).to(chance.device)
-        return F.binary_cross_entropy_with_logits(model.logit(vectors[i], vectors[j]), vote)
+        # index_select, not vectors[i], whose gradient adds up in whatever order the threads come: other bits at every run.
+        return F.binary_cross_entropy_with_logits(model.logit(vectors.index_select(0, i), vectors.index_select(0, j)), vote)
 
     # Not clipped: the rare votes against the majority have the large gradients, and cutting those makes p overconfident.
     policies.fit(groups, loss, steps, label, max_norm=float("inf"))
