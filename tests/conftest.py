@@ -56,14 +56,11 @@ def laid_over(request):
     if not graded:
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
     try:
         adapters.lay(folder, graded[0])
         yield
     finally:
         adapters.lay(None, graded[0])
-        torch.set_num_threads(threads)
 
 
 def pytest_runtest_protocol(item):

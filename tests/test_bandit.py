@@ -26,15 +26,6 @@ from ipo_md import mixture
 DOUBLE = torch.float64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 BIASED = torch.tensor([0.6, 0.3, 0.1], dtype=DOUBLE).log()
 
 

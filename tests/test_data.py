@@ -12,15 +12,6 @@ import policy as policies
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     """datasets keeps its tables in a folder of the tests, not in the home folder."""
     import datasets

@@ -10,17 +10,6 @@ import adapters
 import make_symptoms
 import pytest
 import test_exercises
-import torch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 GRADE = adapters.ROOT / "exercises" / "grade.py"
 

@@ -23,15 +23,6 @@ DOUBLE = torch.float64
 CONTRASTIVE = (ipo, dpo, slic)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def numbers(*values):
     return [torch.tensor(value, dtype=DOUBLE).view(-1) for value in values]
 

@@ -18,15 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS, RESPONSES = [[1, 2, 3, 4], [2], [4, 1]], [[3, END], [1, 1, 2, 4], [END]]  # the second was cut: no end-of-text
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model():
     return gpt2(0)

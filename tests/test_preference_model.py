@@ -11,15 +11,6 @@ from preference_model import PreferenceModel
 PROMPTS, FIRST, SECOND = [[1, 2, 3, 4], [2], [4, 1]], [[3, END], [1, 1, 2, 4], [END]], [[2, 2, 4], [4, END], [1, 3, END]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(pairwise=True, seed=0, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

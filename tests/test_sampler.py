@@ -13,15 +13,6 @@ import sampler
 PROMPTS = [[1, 2, 3, 2], [2], [3, 1]]  # left padding by 0, 3 and 2 columns
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pair():
     return gpt2(0), gpt2(1)

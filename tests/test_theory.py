@@ -31,15 +31,6 @@ TEXT = (ROOT / "THEORY.md").read_text(encoding="utf-8")
 DOUBLE = torch.float64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def games():
     generator = torch.Generator().manual_seed(0)

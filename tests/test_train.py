@@ -22,13 +22,10 @@ FEW = ["--supervised-steps", "5", "--preference-steps", "5", "--steps", "3", "--
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Width 16 under the name tiny, and one thread: a second only waits, and for long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Width 16 under the name tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
         yield patch
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
