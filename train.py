@@ -271,9 +271,9 @@ def update(options, policy, reference, optimizer, pairs):
 
 
 def align(options, task, policy, reference, score, judge, log):
-    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step and an evaluation ten times."""
+    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step and about ten evaluations."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
-    every = max(1, options.steps // 10)
+    every = max(10, options.steps // 10)
     for step in tqdm(range(options.steps), desc=f"alignment, {options.loss}", mininterval=1.0):
         with precision(options):
             if step % every == 0:
@@ -285,7 +285,8 @@ def align(options, task, policy, reference, score, judge, log):
 
 def validate(policy, reference, judge, task):
     """The evaluation's numbers on validation prompts, which are not the test prompts."""
-    numbers, _ = evaluate.measure(policy, reference, judge, task, "validation", 100)
+    count = 100 if task.judge else min(100, len(task.asked["validation"]))
+    numbers, _ = evaluate.measure(policy, reference, judge, task, "validation", count)
     return {name: numbers[name] for name in ("win_rate", "kl", "length", "unfinished", "distinct")}
 
 
