@@ -73,7 +73,7 @@ def main(argv=None):
     parser.add_argument("--prompts", help="a .jsonl, .json, .csv or .parquet file or hub name with the field prompt; default: the built-in task's test posts")
     parser.add_argument("--count", type=int, default=500, help="prompts to compare on (default 500)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
-    parser.add_argument("--max-prompt-tokens", type=int, default=512, help="longer prompts are cut from the left (default 512)")
+    parser.add_argument("--max-prompt-tokens", type=int, help="longer prompts are cut from the left (default: what the models' positions leave)")
     parser.add_argument("--max-response-tokens", type=int, default=48, help="of a response (default 48; the built-in task has its own)")
     options = parser.parse_args(argv)
     policies.quiet()
@@ -85,7 +85,10 @@ def main(argv=None):
         if options.prompts:
             if options.judge == "panel":
                 raise ValueError("--judge panel reads only the built-in task's posts; give a preference model's folder with --prompts")
-            task = data.Prompts(data.read("prompts", options.prompts), tokenizer, options.max_prompt_tokens, options.max_response_tokens)
+            room = min(model.config.n_positions for model in (policy, other, preference_model.load(options.judge).body)) - options.max_response_tokens
+            if options.max_response_tokens < 1 or not 1 <= (options.max_prompt_tokens or room) <= room:
+                raise ValueError(f"--max-prompt-tokens and --max-response-tokens: the models leave {room} tokens for a prompt; lower one")
+            task = data.Prompts(data.read("prompts", options.prompts), tokenizer, options.max_prompt_tokens or room, options.max_response_tokens)
             count = min(options.count, len(task.texts))
         else:
             task, count = data.BuiltIn(), options.count
