@@ -85,7 +85,8 @@ def main(argv=None):
         if options.prompts:
             if options.judge == "panel":
                 raise ValueError("--judge panel reads only the built-in task's posts; give a preference model's folder with --prompts")
-            room = min(model.config.n_positions for model in (policy, other, preference_model.load(options.judge).body)) - options.max_response_tokens
+            judge = preference_model.load(options.judge)
+            room = min(model.config.n_positions for model in (policy, other, judge.body)) - options.max_response_tokens
             if options.max_response_tokens < 1 or not 1 <= (options.max_prompt_tokens or room) <= room:
                 raise ValueError(f"--max-prompt-tokens and --max-response-tokens: the models leave {room} tokens for a prompt; lower one")
             task = data.Prompts(data.read("prompts", options.prompts), tokenizer, options.max_prompt_tokens or room, options.max_response_tokens)
@@ -94,7 +95,7 @@ def main(argv=None):
             task, count = data.BuiltIn(), options.count
             if tokenizer.get_vocab() != task.tokenizer.get_vocab():
                 raise ValueError(f"{options.a}: does not speak the built-in task's words; give --prompts FILE and --judge FOLDER")
-        judge = task.judge if options.judge == "panel" else preference_model.load(options.judge)
+            judge = task.judge if options.judge == "panel" else preference_model.load(options.judge)
         numbers, kept = measure(policy, other, judge, task, "test", count, options.seed)
     except ValueError as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
