@@ -8,6 +8,8 @@ Run: python sampler.py    (mixture frequencies against the exact law)
 Shapes: B = prompts times responses, P prompt columns, T response columns, V vocabulary, L layers, H heads, D head width.
 """
 
+import copy
+
 import torch
 from torch.nn import functional as F
 
@@ -85,7 +87,7 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
     # Drawn up front: what a row draws depends neither on the others' lengths nor on the model that answers.
     uniforms = torch.rand(max_tokens, len(weight), generator=generator, dtype=torch.float64).to(device)
     streams = [
-        Stream(model, share.nonzero()[:, 0], share, prompt, max_tokens)
+        Stream(lower(model), share.nonzero()[:, 0], share, prompt, max_tokens)
         for model, share in ((policy, 1 - weight), (reference, weight))
         if share.any()  # beta = 0 never runs the reference, beta = 1 never the policy
     ]
@@ -104,6 +106,15 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
             stream.advance(token)
     longest = int(mask.sum(1).max())
     return ids[:, :longest], mask[:, :longest], ~running
+
+
+def lower(model):
+    """The model in autocast's precision; outside autocast the model itself.
+
+    Autocast would cast every weight and the whole cache again for every token; this casts once a call.
+    """
+    kind = model.device.type
+    return copy.deepcopy(model).to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else model
 
 
 def mix(streams, rows):

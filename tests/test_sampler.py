@@ -244,6 +244,19 @@ def test_half_precision_is_raised_before_the_softmax(pair):
     assert rows(sampler.sample(half, half, prompt, 0.3, seeded(0), 3))
 
 
+def test_autocast_casts_the_weights_once(pair):
+    """Under autocast the sampler runs a bfloat16 copy, its cache is bfloat16 and its law close; the model itself stays as it was."""
+    prompt, model = policies.pad(PROMPTS, "left", END), gpt2(0, spread=0.2).float()
+    assert sampler.lower(model) is model
+    streams = []
+    for enabled in (True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            streams.append(sampler.Stream(sampler.lower(model), torch.arange(3), torch.ones(3, dtype=torch.float64), prompt, 2))
+    assert [stream.cache.dtype for stream in streams] == [torch.bfloat16, torch.float32] and model.dtype == torch.float32
+    laws = [torch.log_softmax(stream.logits, -1) for stream in streams]
+    assert 1e-6 < (laws[0] - laws[1]).abs().max() < 0.05
+
+
 def test_draw_by_hand():
     """Inverse distribution function of (0.2, 0, 0.8): below 0.2 the first, from 0.2 on the third, never the second, also at the
     ends 0 and just below 1."""
