@@ -30,6 +30,7 @@ import evaluate
 import ipo
 import ipo_md
 import nash_md
+import parallel
 import policy as policies
 import preference_model
 import rl
@@ -228,46 +229,56 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
 
 
 def draw(options, task, policy, reference, score, step):
-    """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl."""
+    """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl.
+
+    Of several processes each draws its share of the batch.
+    """
     method = METHODS[options.loss]
     if options.offline:
         prompt, response, i, j, chance, rng = to_device(task.comparisons("preference", step, 2 * options.batch_size, reference, 2), options.device)
         vote = torch.bernoulli(chance.cpu(), generator=rng).to(options.device)
+        i, j, vote = parallel.share((i, j, vote))
         prompt, y, y_other = (tuple(part[k] for part in tokens[:2]) for tokens, k in ((prompt, i), (response, i), (response, j)))
         return prompt, y, y_other, vote
-    prompt = to_device(task.prompts("align", step, options.batch_size), options.device)
+    prompt = to_device(parallel.share(task.prompts("align", step, options.batch_size)), options.device)
     beta = tuple(options.beta if who == "mixture" else 0.0 for who in method.PAIR)
-    both = sampler.sample(policy, reference, prompt, beta, data.generator(options.seed, "sample", step), task.max_response)
-    y, y_other = (tuple(part[rows] for part in both) for rows in (slice(options.batch_size), slice(options.batch_size, None)))
+    # Every process needs uniforms of its own: equal prompts would get equal responses.
+    rng = data.generator(options.seed, f"sample {parallel.rank()}" if parallel.rank() else "sample", step)
+    both, count = sampler.sample(policy, reference, prompt, beta, rng, task.max_response), len(prompt[0])
+    y, y_other = (tuple(part[rows] for part in both) for rows in (slice(count), slice(count, None)))
     with torch.no_grad():
         return prompt, y, y_other, score(prompt, y, y_other)
 
 
 def update(options, policy, reference, optimizer, pairs):
-    """One optimiser step on the mean loss of the pairs, in micro-batches. Returns the step's numbers."""
+    """One optimiser step on the mean loss of all processes' pairs, in micro-batches. Returns the step's numbers, means over the pairs."""
     method, (prompt, y, y_other, label) = METHODS[options.loss], pairs
-    total, size = len(label), options.micro_batch_size or len(label)
+    rows, size = len(label), options.micro_batch_size or len(label)
+    count = parallel.total([rows])[0]
     optimizer.zero_grad()
-    loss, gap = 0.0, []
-    for begin in range(0, total, size):
+    loss, gap = 0.0, 0.0
+    for begin in range(0, rows, size):
         x, a, b = (tuple(part[begin : begin + size] for part in tokens) for tokens in (prompt, y, y_other))
         sides = (a, b)[: method.LEARNS_FROM]
-        logp = [policies.log_prob(policy, x, side) for side in sides] + [None]
-        with torch.no_grad():
-            ref_logp = [policies.log_prob(reference, x, side) for side in sides] + [None]
-        value = method.loss(logp[0], logp[1], ref_logp[0], ref_logp[1], label[begin : begin + size], options.tau)
-        (value.sum() / total).backward()  # the global count: a mean of means over uneven parts would weight them wrongly
-        loss += value.detach().sum().item() / total
-        gap += [(logp[0] - ref_logp[0]).detach()]
+        with parallel.hold(policy, last=begin + size >= rows):
+            logp = [policies.log_prob(policy, x, side) for side in sides] + [None]
+            with torch.no_grad():
+                ref_logp = [policies.log_prob(reference, x, side) for side in sides] + [None]
+            value = method.loss(logp[0], logp[1], ref_logp[0], ref_logp[1], label[begin : begin + size], options.tau)
+            # The global count: a mean of means over uneven parts would weight them wrongly. times world: the processes are averaged.
+            (value.sum() * (parallel.world() / count)).backward()
+        loss += value.detach().sum().item()
+        gap += (logp[0] - ref_logp[0]).detach().sum().item()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; lower --lr or raise --tau")
-    optimizer.step()
     ids, mask = y_other[:2]
     width = min(ids.shape[1], y[0].shape[1])
     same = ((y[0][:, :width] == ids[:, :width]) | ~mask[:, :width]).all(1) & (y[1].sum(1) == mask.sum(1))
-    return dict(loss=loss, grad_norm=norm, log_ratio=torch.cat(gap).mean().item(), label=label.mean().item(),
-                same=same.float().mean().item(), length=y[1].sum(1).float().mean().item())
+    sums = parallel.total([loss, gap, label.sum().item(), same.sum().item(), y[1].sum().item()])
+    loss, gap, label, same, length = (value / count for value in sums)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; lower --lr or raise --tau")
+    optimizer.step()
+    return dict(loss=loss, grad_norm=norm, log_ratio=gap, label=label, same=same, length=length)
 
 
 def align(options, task, policy, reference, score, judge, log):

@@ -28,7 +28,7 @@ sys.path[0] = str(HERE.parent / "tests")  # in the place of exercises/, whose st
 import adapters  # noqa: E402
 
 REFERENCE = ("bandit", "ipo", "ipo_md", "nash_md", "dpo", "slic", "rl", "policy", "sampler")
-TESTS = ("conftest.py", "adapters.py", "mistakes.py", "test_exercises.py", "enumerated.py")
+TESTS = ("conftest.py", "options.py", "adapters.py", "mistakes.py", "test_exercises.py", "enumerated.py")
 FILES = sorted({f"{name}.py" for graded in adapters.EXERCISES.values() for name in graded} | set(adapters.ANSWERS.values()))
 
 
@@ -37,7 +37,7 @@ def assemble(target, exercises):
     (target / "tests").mkdir(parents=True)
     for name in TESTS:
         shutil.copy(adapters.ROOT / "tests" / name, target / "tests")
-    shutil.copy(adapters.ROOT / "conftest.py", target)
+    shutil.copy(adapters.ROOT / ".pytest.ini", target)
     for name in REFERENCE:
         graded = {item: number for number in exercises for item in adapters.EXERCISES[number].get(name, ())}
         source = (adapters.ROOT / f"{name}.py").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def work(target, exercise):
         os.setsid()  # so that what the student's code starts is stopped with it
     os.chdir(target)
     sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(HERE.parent))]
-    for name in ("adapters", "conftest", *REFERENCE):
+    for name in ("adapters", "conftest", "tests", "tests.options", *REFERENCE):
         sys.modules.pop(name, None)
     with open("output.txt", "w", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)

@@ -26,7 +26,7 @@ def pytest_configure(config):
     for number, title in adapters.TITLES.items():
         config.addinivalue_line("markers", f"ex{number}(points): exercise {number}, {title}")
     config.points = {}  # test name -> what it is worth and what it got
-    if getattr(config.option, "impl", None):  # the root's conftest.py is not read from inside tests/
+    if getattr(config.option, "impl", None):
         if not Path(config.option.impl).is_dir():
             raise pytest.UsageError(f"--impl {config.option.impl}: no such folder")
         if config.option.tbstyle == "auto":

@@ -1,4 +1,4 @@
-"""The two options of the exercises, here so that pytest knows them before it reads tests/conftest.py, which uses them."""
+"""The two options of the exercises, in a plug-in (.pytest.ini) so that pytest knows them before it reads the folders it is given."""
 
 
 def pytest_addoption(parser):
