@@ -5,16 +5,20 @@ The first three stages depend neither on --loss nor on --seed; they are kept und
 Run: python train.py --loss ipo_md                  (the built-in task, on a CPU, without network)
      python train.py --loss ipo_md --policy gpt2 --demos trl-lib/tldr --comparisons trl-lib/tldr-preference
 
+A killed run goes on with --resume, bit for bit; torchrun starts it on several processes (parallel.py).
 Left out: learning-rate schedules, several epochs over one batch of samples, sharded models.
 """
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 
@@ -22,6 +26,8 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import data
@@ -42,6 +48,7 @@ METHODS = {"ipo": ipo, "ipo_md": ipo_md, "nash_md": nash_md, "dpo": dpo, "slic":
 TAU = {"ipo": 0.03, "ipo_md": 0.03, "nash_md": 0.03, "dpo": 0.2, "slic": 0.1, "rl": 0.2}  # for summed log-probabilities, by a sweep
 BETA = {"ipo_md": 0.125, "nash_md": 0.125}
 OFFLINE = ("ipo", "dpo", "slic")
+NEUTRAL = ("out", "stages", "resume", "save_every", "keep")  # options that change nothing of a run's result
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
 
@@ -72,6 +79,9 @@ def arguments(argv):
     add("--eval-prompts", type=int, default=500, help="test prompts (default 500)")
     add("--out", help="run folder (default runs/LOSS-seedSEED)")
     add("--stages", default="runs/stages", help="where the shared stages are kept (default runs/stages)")
+    add("--save-every", type=int, default=50, help="steps from checkpoint to checkpoint (default 50)")
+    add("--keep", type=int, default=2, help="checkpoints to keep (default 2)")
+    add("--resume", action="store_true", help="go on with the run in --out from its last checkpoint, or begin it")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast; weights and losses stay float32")
 
@@ -90,7 +100,8 @@ def check(options):
         raise ValueError(f"--beta {options.beta}: --loss {options.loss} samples no mixture; leave --beta out or take ipo_md or nash_md")
     options.tau = TAU[options.loss] if options.tau is None else options.tau
     options.beta = BETA.get(options.loss, 0.0) if options.beta is None else options.beta
-    for name in ("tau", "lr", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_prompts", "supervised_lr"):
+    for name in ("tau", "lr", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_prompts", "supervised_lr",
+                 "save_every", "keep"):
         value = getattr(options, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
@@ -139,6 +150,30 @@ def open_data(options):
     return task, start, hashlib.sha256(bytes_read).hexdigest()
 
 
+@contextlib.contextmanager
+def locked(folder, wait=False):
+    """Holds a folder, made if there is none. The lock dies with the process. Raises ValueError if another holds it, unless wait."""
+    os.makedirs(folder, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ValueError(f"--out {folder}: another run is writing there; wait for its end or give another --out") from None
+        yield
+    finally:
+        os.close(held)
+
+
+def publish(unfinished, path):
+    """Gives a folder its name once its bytes are on the disk: whoever finds the name finds all of it."""
+    for name in [*os.listdir(unfinished), "."]:
+        file = os.open(os.path.join(unfinished, name), os.O_RDONLY)
+        os.fsync(file)
+        os.close(file)
+    os.rename(unfinished, path)
+
+
 def stage(folder, name, key, sources, make, load):
     """What load reads from a kept stage, made first if there is none. key and the bytes of sources decide which one it is."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -147,19 +182,16 @@ def stage(folder, name, key, sources, make, load):
         with open(os.path.join(here, source), "rb") as file:
             digest.update(file.read())
     path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
-    if os.path.isdir(path):
-        print(f"{name}: reused {path}")
-        return load(path), path
-    begun, unfinished = time.time(), f"{path}.{os.getpid()}.tmp"
-    os.makedirs(unfinished)
-    make(unfinished)
-    try:
-        os.rename(unfinished, path)  # whole or not at all
-    except OSError:
-        if not os.path.isdir(path):
-            raise
-        shutil.rmtree(unfinished)  # a run beside this one was faster; the stages are deterministic, so it made the same
-    print(f"{name}: {time.time() - begun:.0f} s, kept in {path}")
+    begun, found = time.time(), os.path.isdir(path)
+    if not found and parallel.rank() == 0:
+        with locked(f"{path}.tmp", wait=True):  # a run beside this one may be making it
+            if not os.path.isdir(path):
+                for left in os.scandir(f"{path}.tmp"):  # by a run that was killed
+                    os.unlink(left)
+                make(f"{path}.tmp")
+                publish(f"{path}.tmp", path)
+    parallel.total([0])  # the others wait for rank 0
+    print(f"{name}: reused {path}" if found else f"{name}: {time.time() - begun:.0f} s, kept in {path}")
     return load(path), path
 
 
@@ -281,17 +313,124 @@ def update(options, policy, reference, optimizer, pairs):
     return dict(loss=loss, grad_norm=norm, log_ratio=gap, label=label, same=same, length=length)
 
 
-def align(options, task, policy, reference, score, judge, log):
-    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step and about ten evaluations."""
+def align(options, task, policy, reference, score, judge, state):
+    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step, about ten evaluations, and checkpoints.
+
+    state: where to begin, as restore returns it. Ctrl-C and SIGTERM end it after the step they meet, with a checkpoint; a second one at once.
+    """
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
-    every = max(10, options.steps // 10)
-    for step in tqdm(range(options.steps), desc=f"alignment, {options.loss}", mininterval=1.0):
-        with precision(options):
-            if step % every == 0:
-                write(log, dict(step=step, **validate(policy, reference, judge, task)))
-            pairs = draw(options, task, policy, reference, score, step)
-            write(log, dict(step=step, **update(options, policy, reference, optimizer, pairs)))
-    write(log, dict(step=options.steps, **validate(policy, reference, judge, task)))
+    state = restore(options, policy, optimizer, state)
+    learner, every, came = parallel.replicate(policy), max(10, options.steps // 10), []
+    path = os.path.join(options.out, "metrics.jsonl") if parallel.rank() == 0 else os.devnull
+    with open(path, "a", encoding="utf-8") as log, signals(lambda number: stop(number) if came else came.append(number)):
+        if parallel.rank() == 0:
+            log.truncate(state["metrics"])  # lines after the checkpoint are written again
+        for step in tqdm(range(state["step"], options.steps), desc=f"alignment, {options.loss}", mininterval=1.0, disable=parallel.rank() > 0):
+            with precision(options):
+                if step % every == 0 and parallel.rank() == 0:
+                    write(log, dict(step=step, **validate(policy, reference, judge, task)))
+                pairs = draw(options, task, policy, reference, score, step)
+                try:
+                    write(log, dict(step=step, **update(options, learner, reference, optimizer, pairs)))
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"step {step}: {error}; {keep_pairs(options, task, step, pairs)}") from None
+            stopped = parallel.total([len(came)])[0]
+            if stopped or (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+                os.fsync(log.fileno())
+                save(options, task, policy, optimizer, dict(state, step=step + 1, metrics=log.tell()))
+            if stopped:
+                raise KeyboardInterrupt(came[0] if came else signal.SIGTERM)
+        if parallel.rank() == 0:
+            write(log, dict(step=options.steps, **validate(policy, reference, judge, task)))
+
+
+@contextlib.contextmanager
+def signals(handle):
+    """Ctrl-C and SIGTERM call handle(number) inside."""
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fingerprint(model):
+    """A hash of a model's weights."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def file_hash(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoints(folder):
+    """A run's checkpoint folders, oldest first."""
+    return sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("checkpoint-") and not name.endswith(".tmp"))
+
+
+def save(options, task, policy, optimizer, state):
+    """Writes OUT/checkpoint-STEP, whole or not at all, a policy folder with the optimiser and the state; then removes the oldest.
+
+    No random state is in it: every generator is made from (seed, stage, step).
+    """
+    if parallel.rank():
+        return
+    path = os.path.join(options.out, f"checkpoint-{state['step']:06d}")
+    shutil.rmtree(f"{path}.tmp", ignore_errors=True)
+    os.makedirs(f"{path}.tmp")
+    policy.save_pretrained(f"{path}.tmp")
+    task.tokenizer.save_pretrained(f"{path}.tmp")
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    with open(os.path.join(f"{path}.tmp", "optimizer.pt"), "wb") as file:
+        file.write(buffer.getbuffer())
+    files = {name: file_hash(os.path.join(f"{path}.tmp", name)) for name in ("model.safetensors", "optimizer.pt")}
+    with open(os.path.join(f"{path}.tmp", "state.json"), "w", encoding="utf-8") as file:
+        json.dump(dict(state, files=files), file, indent=1)
+    shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
+    publish(f"{path}.tmp", path)
+    for old in checkpoints(options.out)[: -options.keep]:
+        shutil.rmtree(old)
+
+
+def restore(options, policy, optimizer, state):
+    """Loads the newest checkpoint that is whole into policy and optimizer. Returns its state, or the given one if there is none.
+
+    Raises ValueError if the checkpoint's reference or preference model is another.
+    """
+    for path in reversed(checkpoints(options.out)):
+        try:
+            with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+                found = json.load(file)
+            damaged = [name for name, digest in found["files"].items() if file_hash(os.path.join(path, name)) != digest]
+        except (OSError, ValueError, KeyError):
+            damaged = ["state.json"]
+        if damaged:
+            print(f"warning: {path}: {damaged[0]} is damaged; trying the checkpoint before it", file=sys.stderr)
+            continue
+        for name in ("reference", "preference"):
+            if found[name] != state[name]:
+                raise ValueError(f"--resume: {path} was made with another {name} model ({found[name]} there, {state[name]} here); give another --out")
+        policy.load_state_dict(load_file(os.path.join(path, "model.safetensors")), strict=False)  # the tied head is not in the file
+        # weights_only: nothing in it is run.
+        optimizer.load_state_dict(torch.load(os.path.join(path, "optimizer.pt"), map_location=options.device, weights_only=True))
+        print(f"resumed at step {found['step']} from {path}")
+        return found
+    return state
+
+
+def keep_pairs(options, task, step, pairs):
+    """Writes a step's prompts, responses and labels for a look at them. Returns where, as part of an error."""
+    path = os.path.join(options.out, f"step-{step}-rank-{parallel.rank()}.json")
+    ids = [[row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for part in pairs[:3]]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(dict(step=step, prompts=task.tokenizer.batch_decode(ids[0]), prompt_ids=ids[0], y=ids[1], y_other=ids[2], label=pairs[3].tolist()), file)
+    return f"its prompts and responses are in {path}, the last good weights in the last checkpoint"
 
 
 def validate(policy, reference, judge, task):
@@ -338,8 +477,8 @@ def draw_curves(lines, path):
 
 
 def finished(options, data_hash):
-    """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run."""
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "stages")} | {"data": data_hash}
+    """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run, or part of one."""
+    config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash, "processes": parallel.world()}
     path = os.path.join(options.out, "config.json")
     if not os.path.exists(path):
         if os.path.exists(options.out) and os.listdir(options.out):
@@ -354,12 +493,26 @@ def finished(options, data_hash):
     if os.path.exists(summary):
         with open(summary, encoding="utf-8") as file:
             return config, json.load(file)
+    if checkpoints(options.out) and not options.resume:
+        raise ValueError(f"--out {options.out}: holds an unfinished run with checkpoints; add --resume to go on, or give another --out")
     return config, None
+
+
+def write_json(path, value):
+    """Writes a file whole or not at all."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
 
 
 def run(options):
     """All stages; returns the summary."""
     begun = time.time()
+    parallel.start(options.device)
+    if options.batch_size < parallel.world():
+        raise ValueError(f"--batch-size {options.batch_size}: fewer prompts than the {parallel.world()} processes; raise it")
     task, start, data_hash = open_data(options)
     config, summary = finished(options, data_hash)
     if summary:
@@ -368,43 +521,59 @@ def run(options):
     method = METHODS[options.loss]
     print(f"{options.loss}: contrastive {'yes' if method.CONTRASTIVE else 'no'}, online {'no' if options.offline else 'yes'}, "
           f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; log-probabilities are sums, tau = {options.tau}, beta = {options.beta}")
-    reference, path = supervised(options, task, start, data_hash)
-    reference.requires_grad_(False)
-    model, _ = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
-    judge = task.judge or preference(options, task, reference, path, "judge")[0]
-    policy, _ = policies.load(path)
-    policy = policy.to(options.device)
-    os.makedirs(options.out, exist_ok=True)
-    with open(os.path.join(options.out, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=1)
-    metrics = os.path.join(options.out, "metrics.jsonl")
-    with open(metrics, "w", encoding="utf-8") as log:
-        align(options, task, policy, reference, model.gap if options.loss == "rl" else model, judge, log)
+    with locked(options.out) if parallel.rank() == 0 else contextlib.nullcontext():
+        if parallel.rank() == 0:
+            write_json(os.path.join(options.out, "config.json"), config)
+        reference, path = supervised(options, task, start, data_hash)
+        reference.requires_grad_(False)
+        model, _ = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
+        judge = task.judge or preference(options, task, reference, path, "judge")[0]
+        policy = policies.load(path)[0].to(options.device)
+        state = dict(step=0, metrics=0, reference=fingerprint(reference), preference=fingerprint(model))
+        align(options, task, policy, reference, model.gap if options.loss == "rl" else model, judge, state)
+        return conclude(options, task, policy, reference, judge, begun) if parallel.rank() == 0 else {}
+
+
+def conclude(options, task, policy, reference, judge, begun):
+    """Evaluates on the test prompts and writes the run's results. Returns the summary."""
     count = options.eval_prompts if task.judge else min(options.eval_prompts, len(task.asked["test"]))
     numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
     with open(os.path.join(options.out, "samples.txt"), "w", encoding="utf-8") as file:
         file.write(evaluate.samples(kept, judge, task.tokenizer))
-    with open(metrics, encoding="utf-8") as file:
+    with open(os.path.join(options.out, "metrics.jsonl"), encoding="utf-8") as file:
         draw_curves([json.loads(line) for line in file], os.path.join(options.out, "curves.png"))
     policy.save_pretrained(os.path.join(options.out, "policy"))
     task.tokenizer.save_pretrained(os.path.join(options.out, "policy"))
     if getattr(task, "cut", None):
         print(f"warning: {len(task.cut)} prompts are longer than {task.max_prompt} tokens and were cut from the left")
     summary = dict(numbers, loss=options.loss, tau=options.tau, beta=options.beta, steps=options.steps, seconds=time.time() - begun)
-    with open(os.path.join(options.out, "summary.json.tmp"), "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1)
-    os.replace(os.path.join(options.out, "summary.json.tmp"), os.path.join(options.out, "summary.json"))
+    write_json(os.path.join(options.out, "summary.json"), summary)  # last: its presence says that the run is finished
     return summary
 
 
+def stop(number):
+    raise KeyboardInterrupt(number)
+
+
 def main(argv=None):
-    """Runs the job; returns the exit status."""
+    """Runs the job; returns the exit status: 0, 2 after an error, 130 and 143 after Ctrl-C and SIGTERM."""
     policies.quiet()
     try:
-        options = arguments(argv)
-        summary = run(options)
+        with signals(stop):
+            options = arguments(argv)
+            summary = run(options)
+    except KeyboardInterrupt as came:
+        print("train.py: stopped; nothing finished is lost: the same command with --resume goes on", file=sys.stderr)
+        return 128 + came.args[0]
     except (ValueError, FloatingPointError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print("train.py: error: the device's memory is full; lower --micro-batch-size, --batch-size or --max-prompt-tokens, or take "
+              "--dtype bfloat16, and add --resume", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:
+        print(f"train.py: error: cannot write or read: {policies.first_line(error)}; what is finished is kept, --resume goes on", file=sys.stderr)
         return 2
     for name, value in summary.items():
         print(f"  {name:14s} {value:.4g}" if isinstance(value, float) else f"  {name:14s} {value}")

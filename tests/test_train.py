@@ -262,11 +262,12 @@ def test_the_same_command_again_prints_the_finished_result(place, finished, caps
     assert f"{json.loads((finished / 'summary.json').read_text())['win_rate']:.4g}" in out
 
 
-def test_a_run_that_was_interrupted_is_done_again(place, finished):
-    """A run without its summary (stopped half way) is repeated by the same command and ends in the same weights."""
+def test_a_run_that_was_interrupted_goes_on(place, finished, capsys):
+    """A run without its summary (stopped after its last step): refused without --resume, and with it ended with the same weights."""
     assert run(place, "again", "--loss", "ipo_md") == 0
     (place / "again" / "summary.json").unlink()
-    assert run(place, "again", "--loss", "ipo_md") == 0
+    assert run(place, "again", "--loss", "ipo_md") == 2 and "--resume" in capsys.readouterr().err
+    assert run(place, "again", "--loss", "ipo_md", "--resume") == 0 and "resumed at step 3" in capsys.readouterr().out
     one, two = weights(place / "again"), weights(finished)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
