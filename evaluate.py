@@ -18,6 +18,19 @@ import sampler
 
 
 @torch.no_grad()
+def respond(model, task, split, name, count=500, seed=0, chunk=100):
+    """A model's responses to the first count prompts of a split: [(prompt, response), ...] by chunks.
+
+    name: of the random stream. The same uniforms for two policies would make equal policies give equal responses, and p = 1/2 for free.
+    """
+    answers = []
+    for step in range(-(-count // chunk)):
+        prompt = tuple(part[: count - step * chunk].to(model.device) for part in task.prompts(split, step, chunk))
+        answers.append((prompt, sampler.sample(model, None, prompt, 0.0, data.generator(seed, f"{split} {name}", step), task.max_response)))
+    return answers
+
+
+@torch.no_grad()
 def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=100):
     """Both policies answer count prompts of a split. Returns the numbers of the run's summary and the responses.
 
@@ -26,14 +39,8 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     included; unfinished: share cut at the limit; distinct: share of different responses; length_other, of the other.
     """
     wins, gaps, lengths, others, finished, texts, kept = [], [], [], [], [], [], []
-    for step in range(-(-count // chunk)):
-        size = min(chunk, count - step * chunk)
-        prompt = tuple(part[:size].to(policy.device) for part in task.prompts(split, step, chunk))
-        # Two streams: the same uniforms for both would make equal policies give equal responses, and p = 1/2 for free.
-        y, y_other = (
-            sampler.sample(model, None, prompt, 0.0, data.generator(seed, f"{split} {name}", step), task.max_response)
-            for model, name in ((policy, "policy"), (other, "other"))
-        )
+    mine, theirs = (respond(model, task, split, name, count, seed, chunk) for model, name in ((policy, "policy"), (other, "other")))
+    for (prompt, y), (_, y_other) in zip(mine, theirs, strict=True):
         wins.append(judge(prompt, y, y_other))
         gaps.append(policies.log_prob(policy, prompt, y) - policies.log_prob(other, prompt, y))
         lengths.append(y[1].sum(1).float())
