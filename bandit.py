@@ -93,12 +93,10 @@ def newton(field, log_pi, tolerance=1e-11, steps=60):
 
 def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=1e-11):
     """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13); beta = 0: the Nash equilibrium (eq 12).
-
-    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the
-    equation diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences
-    minus 1/2 are antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the
-    opponent's log law. Raises ValueError rather than return a residual max |log pi - respond| above tolerance.
-    """
+    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the equation
+    diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences minus 1/2 are
+    antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the opponent's log law.
+    Raises ValueError rather than return a residual max |log pi - respond| above tolerance."""
 
     def residual(log_pi):
         return log_pi - respond(preferences, log_ref, at, mixture(log_pi, log_ref, beta))
@@ -136,10 +134,8 @@ def total_variation(log_pi, log_other):
 
 
 def fit_reward(preferences, log_data):
-    """The Bradley-Terry reward [n] of least cross-entropy on pairs drawn from log_data, sum 0: RL's reward model.
-
-    Exact on a Bradley-Terry game; elsewhere the nearest transitive account of the game, which depends on the data.
-    """
+    """The Bradley-Terry reward [n] of least cross-entropy on pairs drawn from log_data, sum 0: RL's reward model. Exact on a
+    Bradley-Terry game; elsewhere the nearest transitive account of the game, which depends on the data."""
     wins = preferences.clamp(1e-6, 1 - 1e-6)  # no finite reward explains a certain preference
 
     def slope(rewards):  # of the cross-entropy, divided by the law of y; the sum settles the free constant
@@ -170,11 +166,9 @@ def dpo_point(preferences, log_ref, tau):
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
-    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n].
-
-    Its PAIR says who draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's
-    place. rl wants reward gaps r(y) - r(y') for preferences.
-    """
+    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n]. Its PAIR says who
+    draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place. rl wants reward gaps
+    r(y) - r(y') for preferences."""
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta)}
     first, second = (laws[who].detach() for who in method.PAIR)  # detached: no gradient flows through the sampling
     y, other = (log_pi[..., :, None], log_ref[..., :, None]), (log_pi[..., None, :], log_ref[..., None, :])
@@ -189,11 +183,9 @@ def gradient(method, log_pi, *game):
 
 
 def descend(method, preferences, log_ref, tau, beta=0.0, mixture=mixture, rate=0.5, steps=20000, start=None, natural=True, decay=None):
-    """Follows the exact gradient until a step moves no logit by 1e-12. Returns the path [steps + 1, ..., n] of log_pi.
-
-    natural: divides the gradient by the law of y, a mirror-descent step; plain descent on the logits has the same zeros
-    but crawls along rarely drawn actions. No momentum: claims.py shows why. decay: rate falls as 1/(1 + step/decay).
-    """
+    """Follows the exact gradient until a step moves no logit by 1e-12. Returns the path [steps + 1, ..., n] of log_pi. natural:
+    divides the gradient by the law of y, a mirror-descent step; plain descent on the logits has the same zeros but crawls along
+    rarely drawn actions. No momentum: claims.py shows why. decay: rate falls as 1/(1 + step/decay)."""
     # Rates of different losses are not comparable: Prop 4.2's constant is 4/tau for the squared loss, 1 for a score
     # function. In these units a step moves a logit by rate times its advantage p(y > opponent) - 1/2 - tau log pi/pi_ref.
     unit = {ipo: tau / 4, ipo_md: tau / 4, nash_md: 1.0, rl: 1.0, dpo: 1 / (2 * tau), slic: 1 / (2 * tau)}[method]
@@ -210,10 +202,8 @@ def descend(method, preferences, log_ref, tau, beta=0.0, mixture=mixture, rate=0
 
 
 def nash_md_path(preferences, log_ref, tau, steps, eta=None):
-    """Tabular Nash-MD, [steps + 1, n]: m = pi^(1 - eta tau) pi_ref^(eta tau), pi_next = m exp(eta p(. > m))/Z (NLHF, sec 5).
-
-    eta None: Theorem 1's 2/(tau (t + 2)), which leads to Nash; a constant eta to the eq-13 point of beta = eta tau, if at all.
-    """
+    """Tabular Nash-MD, [steps + 1, n]: m = pi^(1 - eta tau) pi_ref^(eta tau), pi_next = m exp(eta p(. > m))/Z (NLHF, sec 5). eta
+    None: Theorem 1's 2/(tau (t + 2)), which leads to Nash; a constant eta to the eq-13 point of beta = eta tau, if at all."""
     path = [log_ref]
     for step in range(steps):
         size = eta or 2 / (tau * (step + 2))

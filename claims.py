@@ -38,11 +38,6 @@ def problem(generator, size=None):
     return SimpleNamespace(p=p, ref=ref, tau=tau, beta=beta, pi=pi, mu=mu, **ends)
 
 
-def vary(g, **changes):
-    """The problem g with other entries."""
-    return SimpleNamespace(**(vars(g) | changes))
-
-
 def row(name, what, values, sense, limit):
     """A line of the table: the largest of values (sense <=), the smallest (>=) or the median (median >=): it is *not* zero."""
     values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
@@ -174,7 +169,7 @@ def variance(games, generator):
     yield row("App. D", "two uniform actions, p = 0.7: 0.0025", [(q / 2 - 0.0025).abs() for q in two[:2]], "<=", 1e-15)
     share, many = [], games + [problem(generator) for _ in range(50 - len(games))]  # a share needs some games
     for tau in (0.01, 0.1, 0.5, 2.0):
-        both = [three(vary(g, tau=tau)) for g in many]
+        both = [three(SimpleNamespace(**vars(g) | dict(tau=tau))) for g in many]
         share.append(sum(bool(contrastive > own) for contrastive, _, own in both) / len(many))
     text = "care: above Nash-MD-PG's own in " + ", ".join(f"{part:.0%}" for part in share) + " at tau 0.01, 0.1, 0.5, 2"
     yield row("App. D", text, [share[-1] - share[0]], ">=", 0.1)
@@ -192,18 +187,19 @@ def online_dpo(games, generator):
     for g in games:
         lead = (0.05 + 0.4 * g.pi[0].exp()) * (g.p[0, 1] - 0.5).sign()
         for gap_size in (lead, 0 * lead):
-            pair = vary(g, p=0.5 + gap_size * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double(), ref=g.ref[:2].log_softmax(0))
+            p = 0.5 + gap_size * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
+            pair = SimpleNamespace(p=p, ref=g.ref[:2].log_softmax(0), tau=g.tau)
             nash = fixed_point(pair.p, pair.ref, g.tau)
             slope = exact(dpo, pair, nash)[0].abs() / (2 * g.tau * nash.sum().exp())
             (two if gap_size else even).append(slope / gap_size.abs() if gap_size else slope)
     yield row("F.6", "two actions: |gradient|/(2 tau pi1 pi2 |p - 1/2|) at Nash, at least 3/4", two, ">=", 0.75)
     yield row("F.6", "two actions, p = 1/2: the gradient is 0", even, "<=", 1e-12)
-    still = [stillness(dpo, vary(g, p=bandit.bradley_terry(g.mu)), bandit.rlhf_policy(g.mu, g.ref, g.tau)) for g in games]
+    still = [stillness(dpo, SimpleNamespace(**vars(g) | dict(p=bandit.bradley_terry(g.mu))), bandit.rlhf_policy(g.mu, g.ref, g.tau)) for g in games]
     yield row("F.7", "Bradley-Terry game: gradient of online DPO at the RLHF policy", still, "<=", 1e-11)
     wide = [SimpleNamespace(p=bandit.cycle(0.4), ref=UNIFORM, tau=0.1)]  # the paper's rock-paper-scissors
     for g in games:  # Q B Q^T with Q = 1 - 1 pi_ref^T is antisymmetric and takes pi_ref to 0
         skew = (project := scores(g.ref)) @ (g.p - 0.5) @ project.T
-        wide.append(vary(g, p=0.5 + skew / skew.abs().max() / 2))
+        wide.append(SimpleNamespace(p=0.5 + skew / skew.abs().max() / 2, ref=g.ref, tau=g.tau))
     still = [stillness(dpo, g, fixed_point(g.p, g.ref, g.tau)) for g in wide]
     yield row("F.8", "rock-paper-scissors, uniform pi_ref, and wider (ours) p(y > pi_ref) = 1/2: Nash stands", still, "<=", 1e-9)
 

@@ -18,29 +18,17 @@ import sampler
 
 
 @torch.no_grad()
-def respond(model, task, split, name, count=500, seed=0, chunk=100):
-    """A model's responses to the first count prompts of a split: [(prompt, response), ...] by chunks.
-
-    name: of the random stream. The same uniforms for two policies would make equal policies give equal responses, and p = 1/2 for free.
-    """
-    answers = []
-    for step in range(-(-count // chunk)):
-        prompt = tuple(part[: count - step * chunk].to(model.device) for part in task.prompts(split, step, chunk))
-        answers.append((prompt, sampler.sample(model, None, prompt, 0.0, data.generator(seed, f"{split} {name}", step), task.max_response)))
-    return answers
-
-
-@torch.no_grad()
 def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=100):
-    """Both policies answer count prompts of a split. Returns the numbers of the run's summary and the responses.
-
-    win_rate: mean of p(y > y') over prompts, y of policy and y' of other, in [0, 1]; win_rate_se: its standard error over
-    prompts. kl: mean of log pi(y)/pi_other(y) over policy's responses, nats. length: mean response tokens, end-of-text
-    included; unfinished: share cut at the limit; distinct: share of different responses; length_other, of the other.
-    """
+    """Both policies answer count prompts of a split. Returns the numbers of the run's summary and the responses. win_rate: mean
+    of p(y > y') over prompts, y of policy and y' of other, in [0, 1]; win_rate_se: its standard error over prompts. kl: mean of
+    log pi(y)/pi_other(y) over policy's responses, nats. length: mean response tokens, end-of-text included; unfinished: share cut
+    at the limit; distinct: share of different responses; length_other, of the other."""
     wins, gaps, lengths, others, finished, texts, kept = [], [], [], [], [], [], []
-    mine, theirs = (respond(model, task, split, name, count, seed, chunk) for model, name in ((policy, "policy"), (other, "other")))
-    for (prompt, y), (_, y_other) in zip(mine, theirs, strict=True):
+    for step in range(-(-count // chunk)):
+        prompt = tuple(part[: count - step * chunk].to(policy.device) for part in task.prompts(split, step, chunk))
+        # Two streams: the same uniforms for both would make equal policies give equal responses, and p = 1/2 for free.
+        y, y_other = (sampler.sample(model, None, prompt, 0.0, data.generator(seed, f"{split} {name}", step), task.max_response)
+                      for model, name in ((policy, "policy"), (other, "other")))
         wins.append(judge(prompt, y, y_other))
         gaps.append(policies.log_prob(policy, prompt, y) - policies.log_prob(other, prompt, y))
         lengths.append(y[1].sum(1).float())
@@ -69,6 +57,21 @@ def samples(kept, judge, tokenizer, count=5):
             lines.append("  " + ", ".join(f"{name} {vote:.2f}" for name, vote in zip(judge.ANNOTATORS, votes[row].tolist(), strict=True)))
         lines.append("")
     return "\n".join(lines)
+
+
+def draw(path, panels):
+    """Writes a picture: panels (title, x label, y label, {label: (xs, ys)}) side by side. tau is drawn on a logarithmic scale."""
+    from matplotlib.figure import Figure  # here: only pictures need it
+
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    for axis, (title, x, y, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for label, (xs, ys) in series.items():
+            axis.plot(xs, ys, "o" if x.startswith("KL") else "o-", markersize=4, label=label, alpha=0.8)
+        axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if x == "tau" else "linear")
+        axis.grid(alpha=0.3)
+        if len(series) > 1:
+            axis.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
 
 
 def main(argv=None):

@@ -5,8 +5,8 @@ The first three stages depend neither on --loss nor on --seed; they are kept und
 Run: python train.py --loss ipo_md                  (the built-in task, on a CPU, without network)
      python train.py --loss ipo_md --policy gpt2 --demos trl-lib/tldr --comparisons trl-lib/tldr-preference
 
-A killed run goes on with --resume, bit for bit; torchrun starts it on several processes (parallel.py).
-Left out: learning-rate schedules, several epochs over one batch of samples, sharded models.
+A killed run goes on with --resume, bit for bit.
+Left out: learning-rate schedules, several epochs over one batch of samples, several processes.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -36,7 +37,6 @@ import evaluate
 import ipo
 import ipo_md
 import nash_md
-import parallel
 import policy as policies
 import preference_model
 import rl
@@ -85,13 +85,14 @@ def arguments(argv):
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast; weights and losses stay float32")
 
-    def fail(message):
-        raise ValueError(message)
-
     parser.error = fail  # one line without the usage, like every other error
     options = parser.parse_args(argv)
     check(options)
     return options
+
+
+def fail(message):
+    raise ValueError(message)
 
 
 def check(options):
@@ -100,28 +101,23 @@ def check(options):
         raise ValueError(f"--beta {options.beta}: --loss {options.loss} samples no mixture; leave --beta out or take ipo_md or nash_md")
     options.tau = TAU[options.loss] if options.tau is None else options.tau
     options.beta = BETA.get(options.loss, 0.0) if options.beta is None else options.beta
-    for name in ("tau", "lr", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_prompts", "supervised_lr",
-                 "save_every", "keep"):
-        value = getattr(options, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
-    for name in ("steps", "supervised_steps", "preference_steps", "seed", "data_seed"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 0 or more")
-    if not 0 <= options.beta <= 1:
-        raise ValueError(f"--beta {options.beta}: give a weight from 0 (policy) to 1 (reference)")
-    if options.offline and options.loss not in OFFLINE:
-        raise ValueError(f"--offline: --loss {options.loss} learns from its own samples; take one of {', '.join(OFFLINE)}")
-    if not (options.demos or options.comparisons) and (options.prompts or options.tokenizer):
-        raise ValueError("--prompts and --tokenizer go with your own data; give --comparisons too")
-    if options.demos and not options.comparisons:
-        raise ValueError("--demos: needs --comparisons to learn a preference model from")
-    if options.comparisons and options.tokenizer and options.policy not in policies.SIZES:
-        raise ValueError(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device is available; take --device cpu")
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    above = ("tau", "lr", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_prompts", "supervised_lr", "save_every", "keep")
+    for name in (*above, "steps", "supervised_steps", "preference_steps", "seed", "data_seed"):
+        value, advice = getattr(options, name), "give a number above 0" if name in above else "give 0 or more"
+        if value is not None and not (math.isfinite(value) and value >= 0 and (value or name not in above)):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: {advice}")
+    own = options.demos or options.comparisons
+    for wrong, message in (
+        (not 0 <= options.beta <= 1, f"--beta {options.beta}: give a weight from 0 (policy) to 1 (reference)"),
+        (options.offline and options.loss not in OFFLINE, f"--offline: --loss {options.loss} learns from its own samples; take one of {', '.join(OFFLINE)}"),
+        (not own and (options.prompts or options.tokenizer), "--prompts and --tokenizer go with your own data; give --comparisons too"),
+        (own and not options.comparisons, "--demos: needs --comparisons to learn a preference model from"),
+        (own and options.tokenizer and options.policy not in policies.SIZES, f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out"),
+        (options.device == "cuda" and not torch.cuda.is_available(), "--device cuda: no CUDA device is available; take --device cpu"),
+    ):
+        if wrong:
+            raise ValueError(message)
+    options.device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     options.out = options.out or f"runs/{options.loss}{'-offline' if options.offline else ''}-seed{options.seed}"
 
 
@@ -138,16 +134,13 @@ def open_data(options):
     elif options.tokenizer:
         tokenizer = policies.load_tokenizer(options.tokenizer)
     else:
-        texts = [text for record in [*read["demos"], *read["comparisons"]] for text in record.values()]
-        tokenizer = policies.byte_tokenizer(texts)
+        tokenizer = policies.byte_tokenizer([text for record in [*read["demos"], *read["comparisons"]] for text in record.values()])
         print(f"no --tokenizer: trained a byte-level BPE of {len(tokenizer)} entries on the data")
     room = start.config.n_positions if start else math.inf
     if options.max_prompt_tokens + options.max_response_tokens > room:
         raise ValueError(f"--max-prompt-tokens and --max-response-tokens: together more than the policy's {room} positions; lower one")
-    task = data.Records(**read, tokenizer=tokenizer, max_prompt=options.max_prompt_tokens,
-                        max_response=options.max_response_tokens, data_seed=options.data_seed)
-    bytes_read = json.dumps([read, tokenizer.get_vocab()], sort_keys=True).encode()
-    return task, start, hashlib.sha256(bytes_read).hexdigest()
+    task = data.Records(**read, tokenizer=tokenizer, max_prompt=options.max_prompt_tokens, max_response=options.max_response_tokens, data_seed=options.data_seed)
+    return task, start, hashlib.sha256(json.dumps([read, tokenizer.get_vocab()], sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -168,10 +161,15 @@ def locked(folder, wait=False):
 def publish(unfinished, path):
     """Gives a folder its name once its bytes are on the disk: whoever finds the name finds all of it."""
     for name in [*os.listdir(unfinished), "."]:
-        file = os.open(os.path.join(unfinished, name), os.O_RDONLY)
-        os.fsync(file)
-        os.close(file)
+        sync(os.path.join(unfinished, name))
     os.rename(unfinished, path)
+
+
+def sync(path):
+    """Waits until a file or folder is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
 
 
 def stage(folder, name, key, sources, make, load):
@@ -183,14 +181,13 @@ def stage(folder, name, key, sources, make, load):
             digest.update(file.read())
     path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
     begun, found = time.time(), os.path.isdir(path)
-    if not found and parallel.rank() == 0:
+    if not found:
         with locked(f"{path}.tmp", wait=True):  # a run beside this one may be making it
             if not os.path.isdir(path):
                 for left in os.scandir(f"{path}.tmp"):  # by a run that was killed
                     os.unlink(left)
                 make(f"{path}.tmp")
                 publish(f"{path}.tmp", path)
-    parallel.total([0])  # the others wait for rank 0
     print(f"{name}: reused {path}" if found else f"{name}: {time.time() - begun:.0f} s, kept in {path}")
     return load(path), path
 
@@ -199,8 +196,7 @@ def supervised(options, task, start, data_hash):
     """The policy that imitates the demos: the reference, and every method's start. Returns (model, path)."""
     names = ("policy", "supervised_steps", "supervised_lr", "max_prompt_tokens", "max_response_tokens", "data_seed", "dtype")
     key = [data_hash, [getattr(options, name) for name in names]]
-    small = options.policy == "tiny"
-    lr = options.supervised_lr or (3e-3 if small else 1e-4)
+    lr = options.supervised_lr or (3e-3 if options.policy == "tiny" else 1e-4)
 
     def make(folder):
         context = 128 if data_hash == "built-in" else max(128, options.max_prompt_tokens + options.max_response_tokens)
@@ -215,14 +211,11 @@ def supervised(options, task, start, data_hash):
         model.save_pretrained(folder)
         task.tokenizer.save_pretrained(folder)
 
-    def load(folder):
-        return policies.load(folder)[0].to(options.device)
-
-    return stage(options.stages, "supervised", key, ("policy.py", "data.py", "summaries.py"), make, load)
+    return stage(options.stages, "supervised", key, ("policy.py", "data.py", "summaries.py"), make, lambda folder: policies.load(folder)[0].to(options.device))
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):
-    """A preference model (or reward) trained on the comparisons of a role, 'preference' or 'judge'. Returns (model, numbers)."""
+    """A preference model (or reward) trained on the comparisons of a role, 'preference' or 'judge'. Returns (model, path)."""
     key = [os.path.basename(reference_path), options.preference_steps, role, pairwise]
     recorded, pool = isinstance(task, data.Records), {}
 
@@ -242,106 +235,87 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
             model = preference_model.fit(model, comparisons, options.preference_steps, 2e-3, recorded, name)
             size = min(192, 2 * len(task.compared["held out"])) if recorded else 192
             batches = min(10, 2 * len(task.compared["held out"]) // size) if recorded else 10
-            numbers = preference_model.accuracy(
-                model, lambda step: to_device(task.comparisons("held out", step, size, reference), options.device), batches
-            )
+            held_out = lambda step: to_device(task.comparisons("held out", step, size, reference), options.device)  # noqa: E731
+            numbers = preference_model.accuracy(model, held_out, batches)
         preference_model.save(model, folder)
-        with open(os.path.join(folder, "accuracy.json"), "w", encoding="utf-8") as file:
-            json.dump(numbers, file)
+        write_json(os.path.join(folder, "accuracy.json"), numbers)
 
     def load(folder):
-        with open(os.path.join(folder, "accuracy.json"), encoding="utf-8") as file:
-            return preference_model.load(folder).to(options.device), json.load(file)
+        return preference_model.load(folder).to(options.device), read_json(os.path.join(folder, "accuracy.json"))
 
     name = "judge" if role == "judge" else "preference" if pairwise else "reward"
-    (model, numbers), _ = stage(options.stages, name, key, ("policy.py", "data.py", "summaries.py", "sampler.py", "preference_model.py"), make, load)
+    (model, numbers), path = stage(options.stages, name, key, ("policy.py", "data.py", "summaries.py", "sampler.py", "preference_model.py"), make, load)
     print(f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} (shorter wins {numbers['shorter_wins']:.3f}, "
           f"longer wins {numbers['longer_wins']:.3f}), mean |p_hat - p| {numbers['error']:.3f}")
-    return model, numbers
+    return model, path
 
 
 def draw(options, task, policy, reference, score, step):
-    """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl.
-
-    Of several processes each draws its share of the batch.
-    """
+    """One step's pairs: (prompt, y, y', label [B]), the label being p(y > y'), a vote, or the reward gap for rl."""
     method = METHODS[options.loss]
     if options.offline:
         prompt, response, i, j, chance, rng = to_device(task.comparisons("preference", step, 2 * options.batch_size, reference, 2), options.device)
         vote = torch.bernoulli(chance.cpu(), generator=rng).to(options.device)
-        i, j, vote = parallel.share((i, j, vote))
         prompt, y, y_other = (tuple(part[k] for part in tokens[:2]) for tokens, k in ((prompt, i), (response, i), (response, j)))
         return prompt, y, y_other, vote
-    prompt = to_device(parallel.share(task.prompts("align", step, options.batch_size)), options.device)
+    prompt = to_device(task.prompts("align", step, options.batch_size), options.device)
     beta = tuple(options.beta if who == "mixture" else 0.0 for who in method.PAIR)
-    # Every process needs uniforms of its own: equal prompts would get equal responses.
-    rng = data.generator(options.seed, f"sample {parallel.rank()}" if parallel.rank() else "sample", step)
-    both, count = sampler.sample(policy, reference, prompt, beta, rng, task.max_response), len(prompt[0])
-    y, y_other = (tuple(part[rows] for part in both) for rows in (slice(count), slice(count, None)))
+    both = sampler.sample(policy, reference, prompt, beta, data.generator(options.seed, "sample", step), task.max_response)
+    y, y_other = (tuple(part[rows] for part in both) for rows in (slice(options.batch_size), slice(options.batch_size, None)))
     with torch.no_grad():
         return prompt, y, y_other, score(prompt, y, y_other)
 
 
 def update(options, policy, reference, optimizer, pairs):
-    """One optimiser step on the mean loss of all processes' pairs, in micro-batches. Returns the step's numbers, means over the pairs."""
+    """One optimiser step on the mean loss of the pairs, in micro-batches. Returns the step's numbers, means over the pairs."""
     method, (prompt, y, y_other, label) = METHODS[options.loss], pairs
-    rows, size = len(label), options.micro_batch_size or len(label)
-    count = parallel.total([rows])[0]
+    count, size = len(label), options.micro_batch_size or len(label)
     optimizer.zero_grad()
     loss, gap = 0.0, 0.0
-    for begin in range(0, rows, size):
+    for begin in range(0, count, size):
         x, a, b = (tuple(part[begin : begin + size] for part in tokens) for tokens in (prompt, y, y_other))
         sides = (a, b)[: method.LEARNS_FROM]
-        with parallel.hold(policy, last=begin + size >= rows):
-            logp = [policies.log_prob(policy, x, side) for side in sides] + [None]
-            with torch.no_grad():
-                ref_logp = [policies.log_prob(reference, x, side) for side in sides] + [None]
-            value = method.loss(logp[0], logp[1], ref_logp[0], ref_logp[1], label[begin : begin + size], options.tau)
-            # The global count: a mean of means over uneven parts would weight them wrongly. times world: the processes are averaged.
-            (value.sum() * (parallel.world() / count)).backward()
-        loss += value.detach().sum().item()
-        gap += (logp[0] - ref_logp[0]).detach().sum().item()
+        logp = [policies.log_prob(policy, x, side) for side in sides] + [None]
+        with torch.no_grad():
+            ref_logp = [policies.log_prob(reference, x, side) for side in sides] + [None]
+        value = method.loss(logp[0], logp[1], ref_logp[0], ref_logp[1], label[begin : begin + size], options.tau)
+        (value.sum() / count).backward()  # the global count: a mean of means over uneven parts would weight them wrongly
+        loss += value.detach().sum().item() / count
+        gap += (logp[0] - ref_logp[0]).detach().sum().item() / count
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()
-    ids, mask = y_other[:2]
-    width = min(ids.shape[1], y[0].shape[1])
-    same = ((y[0][:, :width] == ids[:, :width]) | ~mask[:, :width]).all(1) & (y[1].sum(1) == mask.sum(1))
-    sums = parallel.total([loss, gap, label.sum().item(), same.sum().item(), y[1].sum().item()])
-    loss, gap, label, same, length = (value / count for value in sums)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; lower --lr or raise --tau")
     optimizer.step()
-    return dict(loss=loss, grad_norm=norm, log_ratio=gap, label=label, same=same, length=length)
+    ids, mask = y_other[:2]
+    width = min(ids.shape[1], y[0].shape[1])
+    same = ((y[0][:, :width] == ids[:, :width]) | ~mask[:, :width]).all(1) & (y[1].sum(1) == mask.sum(1))
+    return dict(loss=loss, grad_norm=norm, log_ratio=gap, label=label.mean().item(), same=same.float().mean().item(),
+                length=y[1].sum(1).float().mean().item())
 
 
 def align(options, task, policy, reference, score, judge, state):
-    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step, about ten evaluations, and checkpoints.
-
-    state: where to begin, as restore returns it. Ctrl-C and SIGTERM end it after the step they meet, with a checkpoint; a second one at once.
-    """
+    """The alignment itself: draw pairs, label them, step. Writes a line of metrics a step, about ten evaluations, and
+    checkpoints. state: where to begin if there is no checkpoint. Ctrl-C and SIGTERM end it after the step they meet, with a
+    checkpoint; a second one at once."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     state = restore(options, policy, optimizer, state)
-    learner, every, came = parallel.replicate(policy), max(10, options.steps // 10), []
-    path = os.path.join(options.out, "metrics.jsonl") if parallel.rank() == 0 else os.devnull
-    with open(path, "a", encoding="utf-8") as log, signals(lambda number: stop(number) if came else came.append(number)):
-        if parallel.rank() == 0:
-            log.truncate(state["metrics"])  # lines after the checkpoint are written again
-        for step in tqdm(range(state["step"], options.steps), desc=f"alignment, {options.loss}", mininterval=1.0, disable=parallel.rank() > 0):
+    every, came = max(10, options.steps // 10), []
+    with open(os.path.join(options.out, "metrics.jsonl"), "a", encoding="utf-8") as log, signals(lambda number: stop(number) if came else came.append(number)):
+        log.truncate(state["metrics"])  # lines after the checkpoint are written again
+        for step in tqdm(range(state["step"], options.steps), desc=f"alignment, {options.loss}", mininterval=1.0):
             with precision(options):
-                if step % every == 0 and parallel.rank() == 0:
+                if step % every == 0:
                     write(log, dict(step=step, **validate(policy, reference, judge, task)))
                 pairs = draw(options, task, policy, reference, score, step)
                 try:
-                    write(log, dict(step=step, **update(options, learner, reference, optimizer, pairs)))
+                    write(log, dict(step=step, **update(options, policy, reference, optimizer, pairs)))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"step {step}: {error}; {keep_pairs(options, task, step, pairs)}") from None
-            stopped = parallel.total([len(came)])[0]
-            if stopped or (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-                os.fsync(log.fileno())
+            if came or (step + 1) % options.save_every == 0 or step + 1 == options.steps:
                 save(options, task, policy, optimizer, dict(state, step=step + 1, metrics=log.tell()))
-            if stopped:
-                raise KeyboardInterrupt(came[0] if came else signal.SIGTERM)
-        if parallel.rank() == 0:
-            write(log, dict(step=options.steps, **validate(policy, reference, judge, task)))
+            if came:
+                stop(came[0])
+        write(log, dict(step=options.steps, **validate(policy, reference, judge, task)))
 
 
 @contextlib.contextmanager
@@ -353,14 +327,6 @@ def signals(handle):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def fingerprint(model):
-    """A hash of a model's weights."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def file_hash(path):
@@ -375,12 +341,9 @@ def checkpoints(folder):
 
 def save(options, task, policy, optimizer, state):
     """Writes OUT/checkpoint-STEP, whole or not at all, a policy folder with the optimiser and the state; then removes the oldest.
-
-    No random state is in it: every generator is made from (seed, stage, step).
-    """
-    if parallel.rank():
-        return
+    No random state is in it: every generator is made from (seed, stage, step)."""
     path = os.path.join(options.out, f"checkpoint-{state['step']:06d}")
+    sync(os.path.join(options.out, "metrics.jsonl"))
     shutil.rmtree(f"{path}.tmp", ignore_errors=True)
     os.makedirs(f"{path}.tmp")
     policy.save_pretrained(f"{path}.tmp")
@@ -390,8 +353,7 @@ def save(options, task, policy, optimizer, state):
     with open(os.path.join(f"{path}.tmp", "optimizer.pt"), "wb") as file:
         file.write(buffer.getbuffer())
     files = {name: file_hash(os.path.join(f"{path}.tmp", name)) for name in ("model.safetensors", "optimizer.pt")}
-    with open(os.path.join(f"{path}.tmp", "state.json"), "w", encoding="utf-8") as file:
-        json.dump(dict(state, files=files), file, indent=1)
+    write_json(os.path.join(f"{path}.tmp", "state.json"), dict(state, files=files))
     shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
     publish(f"{path}.tmp", path)
     for old in checkpoints(options.out)[: -options.keep]:
@@ -400,25 +362,22 @@ def save(options, task, policy, optimizer, state):
 
 def restore(options, policy, optimizer, state):
     """Loads the newest checkpoint that is whole into policy and optimizer. Returns its state, or the given one if there is none.
-
-    Raises ValueError if the checkpoint's reference or preference model is another.
-    """
+    Raises ValueError if the checkpoint's reference or preference model is another."""
     for path in reversed(checkpoints(options.out)):
         try:
-            with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
-                found = json.load(file)
-            damaged = [name for name, digest in found["files"].items() if file_hash(os.path.join(path, name)) != digest]
-        except (OSError, ValueError, KeyError):
-            damaged = ["state.json"]
-        if damaged:
-            print(f"warning: {path}: {damaged[0]} is damaged; trying the checkpoint before it", file=sys.stderr)
+            found = read_json(os.path.join(path, "state.json"))
+            if any(file_hash(os.path.join(path, name)) != digest for name, digest in found["files"].items()):
+                raise ValueError("a file is not as it was written")
+            weights = load_file(os.path.join(path, "model.safetensors"))
+            moments = torch.load(os.path.join(path, "optimizer.pt"), map_location=options.device, weights_only=True)  # nothing in it is run
+        except (OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            print(f"warning: {path} is damaged ({policies.first_line(error)}); trying the checkpoint before it", file=sys.stderr)
             continue
         for name in ("reference", "preference"):
             if found[name] != state[name]:
-                raise ValueError(f"--resume: {path} was made with another {name} model ({found[name]} there, {state[name]} here); give another --out")
-        policy.load_state_dict(load_file(os.path.join(path, "model.safetensors")), strict=False)  # the tied head is not in the file
-        # weights_only: nothing in it is run.
-        optimizer.load_state_dict(torch.load(os.path.join(path, "optimizer.pt"), map_location=options.device, weights_only=True))
+                raise ValueError(f"--resume: {path} was made with another {name} model; give another --out")
+        policy.load_state_dict(weights, strict=False)  # the tied head is not in the file
+        optimizer.load_state_dict(moments)
         print(f"resumed at step {found['step']} from {path}")
         return found
     return state
@@ -426,10 +385,9 @@ def restore(options, policy, optimizer, state):
 
 def keep_pairs(options, task, step, pairs):
     """Writes a step's prompts, responses and labels for a look at them. Returns where, as part of an error."""
-    path = os.path.join(options.out, f"step-{step}-rank-{parallel.rank()}.json")
-    ids = [[row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for part in pairs[:3]]
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(dict(step=step, prompts=task.tokenizer.batch_decode(ids[0]), prompt_ids=ids[0], y=ids[1], y_other=ids[2], label=pairs[3].tolist()), file)
+    path = os.path.join(options.out, f"step-{step}.json")
+    ids = {name: [row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for name, part in zip(("prompt", "y", "y_other"), pairs, strict=False)}
+    write_json(path, dict(ids, step=step, label=pairs[3].tolist(), text=task.tokenizer.batch_decode(ids["prompt"])))
     return f"its prompts and responses are in {path}, the last good weights in the last checkpoint"
 
 
@@ -459,60 +417,48 @@ def precision(options):
 
 def draw_curves(lines, path):
     """curves.png: win rate, KL, length and loss over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
-    panels = (("win_rate", "win rate against the start"), ("kl", "KL to the reference (nats)"), ("length", "length (tokens)"), ("loss", "loss"))
-    for axis, (name, label) in zip(axes, panels, strict=True):
-        points = [(line["step"], line[name]) for line in lines if name in line and (name == "loss" or "win_rate" in line)]
-        axis.plot(*zip(*points, strict=True), marker="" if name == "loss" else "o")
-        axis.set(xlabel="step", title=label)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    names = {"win_rate": "win rate against the start", "kl": "KL to the reference (nats)", "length": "length (tokens)", "loss": "loss"}
+    kinds = {name: [line for line in lines if name in line and (name == "loss" or "win_rate" in line)] for name in names}
+    evaluate.draw(path, [(title, "step", "", {name: ([line["step"] for line in kinds[name]], [line[name] for line in kinds[name]])})
+                         for name, title in names.items()])
 
 
 def finished(options, data_hash):
     """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run, or part of one."""
-    config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash, "processes": parallel.world()}
+    config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash}
     path = os.path.join(options.out, "config.json")
     if not os.path.exists(path):
         if os.path.exists(options.out) and os.listdir(options.out):
             raise ValueError(f"--out {options.out}: is not a run's folder and not empty; give another")
         return config, None
-    with open(path, encoding="utf-8") as file:
-        other = json.load(file)
+    other = read_json(path)
     changed = [f"{name} {other.get(name)} there, {value} here" for name, value in config.items() if other.get(name) != value]
     if changed:
         raise ValueError(f"--out {options.out}: holds a different run ({'; '.join(changed)}); give another --out")
     summary = os.path.join(options.out, "summary.json")
     if os.path.exists(summary):
-        with open(summary, encoding="utf-8") as file:
-            return config, json.load(file)
+        return config, read_json(summary)
     if checkpoints(options.out) and not options.resume:
         raise ValueError(f"--out {options.out}: holds an unfinished run with checkpoints; add --resume to go on, or give another --out")
     return config, None
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def write_json(path, value):
     """Writes a file whole or not at all."""
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(f"{path}.tmp")
     os.replace(f"{path}.tmp", path)
 
 
 def run(options):
     """All stages; returns the summary."""
     begun = time.time()
-    parallel.start(options.device)
-    if options.batch_size < parallel.world():
-        raise ValueError(f"--batch-size {options.batch_size}: fewer prompts than the {parallel.world()} processes; raise it")
     task, start, data_hash = open_data(options)
     config, summary = finished(options, data_hash)
     if summary:
@@ -521,17 +467,17 @@ def run(options):
     method = METHODS[options.loss]
     print(f"{options.loss}: contrastive {'yes' if method.CONTRASTIVE else 'no'}, online {'no' if options.offline else 'yes'}, "
           f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; log-probabilities are sums, tau = {options.tau}, beta = {options.beta}")
-    with locked(options.out) if parallel.rank() == 0 else contextlib.nullcontext():
-        if parallel.rank() == 0:
-            write_json(os.path.join(options.out, "config.json"), config)
+    with locked(options.out):
+        write_json(os.path.join(options.out, "config.json"), config)
         reference, path = supervised(options, task, start, data_hash)
         reference.requires_grad_(False)
-        model, _ = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
+        model, preference_path = preference(options, task, reference, path, "preference", pairwise=options.loss != "rl")
         judge = task.judge or preference(options, task, reference, path, "judge")[0]
         policy = policies.load(path)[0].to(options.device)
-        state = dict(step=0, metrics=0, reference=fingerprint(reference), preference=fingerprint(model))
+        weights = (file_hash(os.path.join(folder, "model.safetensors")) for folder in (path, preference_path))
+        state = dict(zip(("reference", "preference"), weights, strict=True), step=0, metrics=0)
         align(options, task, policy, reference, model.gap if options.loss == "rl" else model, judge, state)
-        return conclude(options, task, policy, reference, judge, begun) if parallel.rank() == 0 else {}
+        return conclude(options, task, policy, reference, judge, begun)
 
 
 def conclude(options, task, policy, reference, judge, begun):
@@ -566,19 +512,18 @@ def main(argv=None):
         print("train.py: stopped; nothing finished is lost: the same command with --resume goes on", file=sys.stderr)
         return 128 + came.args[0]
     except (ValueError, FloatingPointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+        message = error
     except torch.OutOfMemoryError:
-        print("train.py: error: the device's memory is full; lower --micro-batch-size, --batch-size or --max-prompt-tokens, or take "
-              "--dtype bfloat16, and add --resume", file=sys.stderr)
-        return 2
+        message = "the device's memory is full; lower --micro-batch-size, --batch-size or --max-prompt-tokens, or take --dtype bfloat16, and add --resume"
     except (OSError, SafetensorError) as error:
-        print(f"train.py: error: cannot write or read: {policies.first_line(error)}; what is finished is kept, --resume goes on", file=sys.stderr)
-        return 2
-    for name, value in summary.items():
-        print(f"  {name:14s} {value:.4g}" if isinstance(value, float) else f"  {name:14s} {value}")
-    print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
-    return 0
+        message = f"cannot write or read: {policies.first_line(error)}; what is finished is kept, --resume goes on"
+    else:
+        for name, value in summary.items():
+            print(f"  {name:14s} {value:.4g}" if isinstance(value, float) else f"  {name:14s} {value}")
+        print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
+        return 0
+    print(f"train.py: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

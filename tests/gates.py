@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import os
 import sys
 
@@ -63,7 +62,7 @@ def gates(options):
     chosen = train.arguments(["--stages", options.stages])
     task, start, data_hash = train.open_data(chosen)
     reference, path = train.supervised(chosen, task, start, data_hash)
-    _, numbers = train.preference(chosen, task, reference, path, "preference")
+    numbers = train.read_json(os.path.join(train.preference(chosen, task, reference, path, "preference")[1], "accuracy.json"))
     for name, value, least in task_gates(supervised_samples(task, reference)):
         show(name, value, least)
     baseline = max(numbers["shorter_wins"], numbers["longer_wins"])
@@ -73,8 +72,7 @@ def gates(options):
         out = os.path.join(os.path.dirname(options.stages), f"{loss}-seed{seed}")
         if train.main(["--loss", loss, "--seed", str(seed), "--stages", options.stages, "--out", out]):
             return 2
-        with open(os.path.join(out, "summary.json"), encoding="utf-8") as file:
-            result = json.load(file)
+        result = train.read_json(os.path.join(out, "summary.json"))
         show(f"{loss}, seed {seed}: win rate (se {result['win_rate_se']:.3f})", result["win_rate"], 0.72)
         show("  KL to the reference, nats", result["kl"], 0.5)
         show("  KL to the reference, nats", result["kl"], most=10)
