@@ -260,8 +260,8 @@ def read_numbers(path, option):
             if array[-1].shape != array[0].shape:
                 raise ValueError(f"{len(row)} entries where the first row has {len(rows[0])}")
         return torch.from_numpy(numpy.array(array))
-    except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
-        raise ValueError(f"{option} {path}: cannot be read: {where}{str(error).splitlines()[0]}") from None
+    except Exception as error:  # numpy's, json's and those of the parsers below them
+        raise ValueError(f"{option} {path}: cannot be read: {where}{(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def read_preferences(path, option="--preferences"):

@@ -4,9 +4,8 @@ A line a claim: its name in the paper (arXiv 2403.08635; NLHF is arXiv 2312.0088
 worst value, its limit, the verdict. Gradients are autograd's through the losses, fixed points the solver's, closed forms
 are written out here. Games have 3 to 8 actions, a cycle and a random reference, tau 0.05 to 2, beta 0.05 to 0.95, unless
 a line says otherwise. Left out: tokens (tests/enumerated.py: the per-token mixture, a transformer), and experiments.
-Run: python bandit.py --check [--seed 0] [--games 50]
-
 Every claim is a generator of rows; it takes games, a list of problems, and a torch generator for more random numbers.
+Run: python bandit.py --check [--seed 0] [--games 50]
 """
 
 import math

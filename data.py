@@ -8,14 +8,14 @@ Both sources answer the same three questions, so that train.py does not care whi
 Every draw comes from a generator made from (seed, stage, step): there is no random state to save, and every method sees
 the same prompts at the same step. Splits are by prompt: none is in two of supervised, preference, judge and test.
 Left out: streaming, chat templates, several turns.
-Run: python data.py FILE ...    (how many records of which layout)
+Run: python train.py --comparisons FILE
 """
 
+import csv
 import hashlib
 import itertools
 import json
 import os
-import sys
 
 import torch
 
@@ -77,12 +77,10 @@ class BuiltIn:
 
 
 class Records:
-    """Demonstrations, comparisons and prompts as lists of records. Its judge is a second preference model, trained later.
-
-    A prompt's place is a hash of its text. A tenth are test prompts and another tenth held out of the preference data; the
-    comparisons' other prompts go by halves to the preference model and the judge (by thirds without demos: the chosen
-    responses of the third share are the demos), the demos' to the supervised policy.
-    """
+    """Demonstrations, comparisons and prompts as lists of records. Its judge is a second preference model, trained later. A
+    prompt's place is a hash of its text. A tenth are test prompts and another tenth held out of the preference data; the
+    comparisons' other prompts go by halves to the preference model and the judge (by thirds without demos: the chosen responses
+    of the third share are the demos), the demos' to the supervised policy."""
 
     judge = None
 
@@ -121,15 +119,19 @@ class Records:
             picked.append(rows[self.order[stage][1][position]])
         return picked
 
+    def tokens(self, text):
+        """A text as ids. It holds no end-of-text: one that is spelled out, or that stands for unknown characters, is left out."""
+        return [token for token in self.tokenizer.encode(text, add_special_tokens=False) if token != self.tokenizer.eos_token_id]
+
     def pad_prompts(self, texts):
         """Prompts as tokens, cut from the left to max_prompt tokens: the end, which asks for the summary, is kept."""
-        rows = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        rows = [self.tokens(text) for text in texts]
         self.cut |= {text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_prompt}
         return policies.pad([row[-self.max_prompt :] for row in rows], "left", self.tokenizer.eos_token_id)
 
     def pad_responses(self, texts):
         """Responses as tokens with end-of-text; one that is too long is cut and gets none."""
-        rows = [[*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id] for text in texts]
+        rows = [[*self.tokens(text), self.tokenizer.eos_token_id] for text in texts]
         return policies.pad([row[: self.max_response] for row in rows], "right", self.tokenizer.eos_token_id)
 
     def prompts(self, split, step, count):
@@ -161,10 +163,8 @@ class Prompts(Records):
 
 
 def read(option, source):
-    """The records of --option source: a local .jsonl, .json, .csv or .parquet file, or a hub name. A list of dicts.
-
-    Raises ValueError naming option, file and line. Comparisons whose two responses are equal carry no label and are dropped.
-    """
+    """The records of --option source: a local .jsonl, .json, .csv or .parquet file, or a hub name. A list of dicts. Raises
+    ValueError naming option, file and line. Comparisons whose two responses are equal carry no label and are dropped."""
     fields, extension = LAYOUTS[option], os.path.splitext(source)[1]
     local = extension in FORMATS or os.path.exists(source)
     if local and not os.path.isfile(source):
@@ -172,7 +172,7 @@ def read(option, source):
     if local and extension not in FORMATS:
         raise ValueError(f"--{option} {source}: unknown kind of file '{extension}'; convert it to .jsonl, .json, .csv or .parquet")
     if extension in (".jsonl", ".json", ".csv") and local:
-        check_text(option, source)
+        check_text(option, source, fields)
     import datasets  # here, not above: the built-in task needs none
 
     datasets.disable_progress_bars()
@@ -187,42 +187,46 @@ def read(option, source):
         raise ValueError(f"--{option} {source}: cannot be read: {reason}{hint}") from None
     missing = [field for field in fields if field not in table.column_names]
     if missing:
-        raise ValueError(f"--{option} {source}: has no field '{missing[0]}' (it has {', '.join(table.column_names)}); rename its fields to {', '.join(fields)}")
-    records = []
-    for number, row in enumerate(table.select_columns(list(fields)), start=1):
-        for field in fields:
-            if not isinstance(row[field], str) or not row[field].strip():
-                raise ValueError(f"--{option} {source}: record {number}: '{field}' is {row[field]!r}; it must be text that is not empty")
-        if option != "comparisons" or row["chosen"] != row["rejected"]:
-            records.append(row)
-    if not records:
-        raise ValueError(f"--{option} {source}: holds no record")
-    return records
+        raise ValueError(f"--{option} {source}: has no field '{missing[0]}' (it has {table.column_names}); rename its fields to {', '.join(fields)}")
+    records = list(table.select_columns(list(fields)))
+    for number, row in enumerate(records, start=1):
+        try:
+            check_record(row, fields)
+        except ValueError as error:
+            raise ValueError(f"--{option} {source}: record {number}: {error}; mend or remove it") from None
+    kept = [row for row in records if option != "comparisons" or row["chosen"] != row["rejected"]]
+    if not kept:
+        raise ValueError(f"--{option} {source}: holds no record{' with two different responses' if records else ''}")
+    if len(kept) < len(records):
+        print(f"warning: --{option} {source}: {len(records) - len(kept)} comparisons of two equal responses are left out")
+    return kept
 
 
-def check_text(option, source):
-    """Raises ValueError with the line where a text file is not UTF-8 or a .jsonl line not an object: datasets names none."""
+def check_text(option, source, fields):
+    """Raises ValueError with the line where a text file is not UTF-8 or a .jsonl line not a record: datasets names none."""
     with open(source, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if source.endswith(".jsonl") and text and not isinstance(json.loads(text), dict):
-                    raise ValueError("it is not an object {...}")
-            except ValueError as error:
+                if source.endswith(".jsonl") and text:
+                    check_record(json.loads(text), fields)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"--{option} {source}, line {number}: {error}; mend or remove that line") from None
+    if source.endswith(".csv"):  # rows that all have more fields than the head would be read from the wrong columns
+        with open(source, newline="", encoding="utf-8-sig") as file:
+            csv.field_size_limit(2**31 - 1)
+            table = csv.reader(file)
+            width = len(next(table, []))
+            for row in table:
+                if row and len(row) != width:
+                    raise ValueError(f"--{option} {source}, line {table.line_num}: {len(row)} fields where the head has {width}; mend or remove that line")
 
 
-def main():
-    """Prints what each file holds."""
-    for source in sys.argv[1:] or sys.exit("usage: python data.py FILE ..."):
-        for option in ("comparisons", "demos", "prompts"):
-            try:
-                print(f"{source}: {len(read(option, source))} records as --{option}")
-                break
-            except ValueError as error:
-                if option == "prompts":
-                    sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def check_record(row, fields):
+    """Raises ValueError if a record lacks one of the fields, or its text."""
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object {...}")
+    for field in fields:
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise ValueError(f"'{field}' is {repr(row[field])[:40] if field in row else 'missing'}; it must be text that is not empty")
+        row[field].encode()  # half a surrogate pair is not text

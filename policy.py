@@ -14,6 +14,7 @@ import os
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -41,11 +42,9 @@ def build(size, tokenizer, context, seed):
 
 @torch.no_grad()
 def start_as_copier(model):
-    """Sets attention to look for equal tokens and to write what it reads, and positions to sinusoids. Returns the model.
-
-    After "mimetic initialization" (arXiv 2305.09828). Only the starting point differs from GPT-2's: a summariser must copy from
-    its prompt, which a small model otherwise learns after many times the default run's supervised steps.
-    """
+    """Sets attention to look for equal tokens and to write what it reads, and positions to sinusoids. Returns the model. After
+    "mimetic initialization" (arXiv 2305.09828). Only the starting point differs from GPT-2's: a summariser must copy from its
+    prompt, which a small model otherwise learns after many times the default run's supervised steps."""
     width, std = model.config.n_embd, model.config.initializer_range
     for block in model.transformer.h:
         query, key, value = block.attn.c_attn.weight.split(width, dim=1)
@@ -73,19 +72,21 @@ def fit(groups, loss, steps, label, max_norm=1.0):
 
 
 def load(source):
-    """Model and tokenizer of a local folder or hub name, dropout off, in eval mode. Raises ValueError with what to do.
-
-    Only safetensors are read: a pickle may run code when it is opened.
-    """
+    """Model and tokenizer of a local folder or hub name, dropout off, in eval mode. Raises ValueError with what to do. Only
+    safetensors are read: a pickle may run code when it is opened."""
     if not os.path.isdir(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ValueError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub name")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh",
+            activation_function="gelu_pytorch_tanh", output_loading_info=True,
         )
+        if found["missing_keys"]:  # transformers would go on with random numbers in their place
+            raise ValueError(f"the weights lack {min(found['missing_keys'])}")
         tokenizer = load_tokenizer(source)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{source}: cannot load a policy: {first_line(error)}; without network give a local folder") from None
     if not isinstance(model, GPT2LMHeadModel):
         raise ValueError(f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported")
@@ -115,8 +116,8 @@ def load_tokenizer(source):
         from transformers import GPT2TokenizerFast  # a folder of vocab.json and merges.txt names no class of its own
 
         tokenizer = GPT2TokenizerFast.from_pretrained(source)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{source}: the tokenizer has no end-of-text token, so no response could end")
+    if tokenizer.eos_token_id is None or len(tokenizer) < 2:  # transformers makes an empty one where there are no files
+        raise ValueError(f"{source}: the tokenizer has no end-of-text token or no vocabulary; give a folder with tokenizer.json, or vocab.json and merges.txt")
     tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
 
@@ -167,11 +168,9 @@ def raise_precision(x):
 
 
 def log_prob(model, prompt, response):
-    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B].
-
-    prompt: (ids [B, P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns.
-    In float32, or in the model's precision if that is higher.
-    """
+    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B]. prompt: (ids [B,
+    P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns. In float32, or in the
+    model's precision if that is higher."""
     return token_log_probs(model, prompt, response).sum(1)
 
 

@@ -27,10 +27,8 @@ import policy as policies
 
 
 class PreferenceModel(nn.Module):
-    """preference(prompt, y, y_other) -> p(y > y_other | x), [B] in [0, 1], float32 or higher.
-
-    body: a GPT2LMHeadModel, copied. pairwise: False for the Bradley-Terry reward.
-    """
+    """preference(prompt, y, y_other) -> p(y > y_other | x), [B] in [0, 1], float32 or higher. body: a GPT2LMHeadModel, copied.
+    pairwise: False for the Bradley-Terry reward."""
 
     def __init__(self, body, pairwise=True):
         super().__init__()
@@ -57,10 +55,8 @@ class PreferenceModel(nn.Module):
         return torch.cat([policies.raise_precision(states[:, first:]), tokens, surprise, in_prompt, repeated], 2)
 
     def embed(self, features, mask):
-        """One vector a response, [B, D], from features [B, T, F] and the response's mask [B, T].
-
-        A sum over tokens, not a mean: how much was said, and how many words it took, is what annotators compare.
-        """
+        """One vector a response, [B, D], from features [B, T, F] and the response's mask [B, T]. A sum over tokens, not a mean:
+        how much was said, and how many words it took, is what annotators compare."""
         return (self.token(features) * mask[..., None]).sum(1) / 2
 
     def logit(self, vector, vector_other):
@@ -80,12 +76,10 @@ class PreferenceModel(nn.Module):
 
 
 def fit(model, comparisons, steps, lr, finetune, label):
-    """Trains on votes by the logistic loss -log p(winner > loser). Returns the model, frozen.
-
-    comparisons(step): (prompt, response, i, j, chance, generator): response i[k] was compared with j[k]; chance[k] is the
-    probability of a vote for i[k], 1 or 0 for a recorded one, and a vote is drawn from it at every visit. finetune trains the
-    body too; without, it stays the supervised policy and the features of the batches are computed once.
-    """
+    """Trains on votes by the logistic loss -log p(winner > loser). Returns the model, frozen. comparisons(step): (prompt,
+    response, i, j, chance, generator): response i[k] was compared with j[k]; chance[k] is the probability of a vote for i[k], 1
+    or 0 for a recorded one, and a vote is drawn from it at every visit. finetune trains the body too; without, it stays the
+    supervised policy and the features of the batches are computed once."""
     heads = [*model.token.parameters(), *model.compare.parameters()]
     groups = [dict(params=heads, lr=lr)] + ([dict(params=model.body.parameters(), lr=lr / 30)] if finetune else [])
     remembered = {}
@@ -111,10 +105,8 @@ def fit(model, comparisons, steps, lr, finetune, label):
 
 @torch.no_grad()
 def accuracy(model, comparisons, batches):
-    """On held-out pairs: share of signs of p - 1/2 that are right, mean |p_hat - p|, and the length baselines.
-
-    Pairs with p = 1/2 have no sign and are left out of the shares. Equal lengths count as half right for a baseline.
-    """
+    """On held-out pairs: share of signs of p - 1/2 that are right, mean |p_hat - p|, and the length baselines. Pairs with p = 1/2
+    have no sign and are left out of the shares. Equal lengths count as half right for a baseline."""
     rows = []
     for step in range(batches):
         prompt, response, i, j, chance, _ = comparisons(step)

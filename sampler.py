@@ -3,7 +3,7 @@
 The mixture's law (arXiv 2403.08635, section 5.1): log q(. | x, y_<n) = (1-beta) log pi(. | x, y_<n) + beta log pi_ref(. |
 x, y_<n) + C, one token at a time. Temperature 1 and the full vocabulary: what the losses assume is what is drawn.
 Left out: temperature, top-k, top-p, beam search; architectures other than GPT-2.
-Run: python sampler.py    (mixture frequencies against the exact law)
+Run: python tests/enumerated.py    (this mixture's law against the sequence-level one, every response enumerated)
 
 Shapes: B = prompts times responses, P prompt columns, T response columns, V vocabulary, L layers, H heads, D head width.
 """
@@ -17,10 +17,8 @@ import policy as policies
 
 
 class Stream:
-    """One model decoding some of the rows, with preallocated keys and values [L, rows, H, P + T, D] of its own.
-
-    A cache shared by the two models would be fast and wrong.
-    """
+    """One model decoding some of the rows, with preallocated keys and values [L, rows, H, P + T, D] of its own. A cache shared by
+    the two models would be fast and wrong."""
 
     def __init__(self, model, rows, weight, prompt, max_tokens):
         """Runs the prompts once and copies their keys and values to every row drawn from them. rows: indices into B."""
@@ -52,10 +50,8 @@ class Stream:
 
 
 def forward(model, ids, positions, cache, start, visible):
-    """GPT-2 over N new tokens whose keys and values go to cache[..., start : start + N, :]. Returns the last logits [B, V].
-
-    ids, positions: [B, N]. visible: [B, 1, N, start + N] True where a token may look, None for everywhere.
-    """
+    """GPT-2 over N new tokens whose keys and values go to cache[..., start : start + N, :]. Returns the last logits [B, V]. ids,
+    positions: [B, N]. visible: [B, 1, N, start + N] True where a token may look, None for everywhere."""
     body = model.transformer
     x = body.wte(ids) + body.wpe(positions)
     rows, count, width = x.shape
@@ -72,14 +68,11 @@ def forward(model, ids, positions, cache, start, visible):
 
 @torch.no_grad()
 def sample(policy, reference, prompt, beta, generator, max_tokens=48):
-    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
-
-    prompt: (ids [N, P], mask [N, P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response
-    wanted of a prompt, so (0, 0.125) draws y from the policy and y' from the mixture after one run over the prompt.
-    generator: on the CPU, so every device draws the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first
-    responses before all second ones; T <= max_tokens is the longest. mask holds through the end-of-text token; a response
-    cut at max_tokens is unfinished and has none.
-    """
+    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token. prompt: (ids [N, P], mask [N,
+    P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response wanted of a prompt, so (0, 0.125)
+    draws y from the policy and y' from the mixture after one run over the prompt. generator: on the CPU, so every device draws
+    the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <= max_tokens
+    is the longest. mask holds through the end-of-text token; a response cut at max_tokens is unfinished and has none."""
     prompt_ids, device = prompt[0], prompt[0].device
     count, end = prompt_ids.shape[0], policy.config.eos_token_id
     betas = beta if isinstance(beta, tuple) else (beta,)
@@ -109,10 +102,8 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
 
 
 def lower(model):
-    """The model in autocast's precision; outside autocast the model itself.
-
-    Autocast would cast every weight and the whole cache again for every token; this casts once a call.
-    """
+    """The model in autocast's precision; outside autocast the model itself. Autocast would cast every weight and the whole cache
+    again for every token; this casts once a call."""
     kind = model.device.type
     return copy.deepcopy(model).to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else model
 
@@ -132,21 +123,3 @@ def draw(logits, uniform):
     # right=True: a token of probability 0 is never drawn, not even by uniform = 0.
     token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
-
-
-def worked_example():
-    """Prints the frequency of each first token under beta = 0, 0.5 and 1 beside its exact probability."""
-    tokenizer = policies.word_tokenizer(["a", "b", "c"])
-    policy, reference = (policies.build("tiny", tokenizer, 8, seed).double() for seed in (0, 1))
-    prompt = policies.pad([[1, 2]] * 20000, "left", 0)
-    for beta in (0.0, 0.5, 1.0):
-        ids, _, _ = sample(policy, reference, prompt, beta, torch.Generator().manual_seed(0), max_tokens=1)
-        with torch.no_grad():
-            log_pi, log_ref = (torch.log_softmax(model(prompt[0][:1]).logits[0, -1], 0) for model in (policy, reference))
-        exact = torch.softmax((1 - beta) * log_pi + beta * log_ref, 0)
-        print(f"beta = {beta}: frequency of <end>, a, b, c in 20,000 draws", [round(f, 3) for f in (ids[:, 0].bincount(minlength=4) / 20000).tolist()],
-              " exact", [round(p, 3) for p in exact.tolist()])
-
-
-if __name__ == "__main__":
-    worked_example()

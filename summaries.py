@@ -13,14 +13,14 @@ door, a dog, a key, a hat and a boat:
   C = "my car broke , door , dog , key , hat"       5 facts,           11 words
 B beats A and C beats B for their facts, and A beats C for its ten words less, each with probability 0.95.
 Nothing here is learned, and training sees single votes only. Left out: grammar, and anything a real reader would want.
-Run: python summaries.py    (a post, its summaries, the cycle above and the panel's length bias)
+Run: python summaries.py    (a post, its summaries and the cycle above)
 """
 
 import random
 
 import torch
 
-from policy import pad, word_tokenizer
+from policy import word_tokenizer
 
 NOUNS = "car door dog key hat boat lamp phone bike table horse shirt clock piano letter ring cake coat drum tent sofa rope kite vase".split()
 SENTENCES = [  # the thing replaces *
@@ -75,20 +75,16 @@ def summary(text, seed):
 
 
 def qualities(text, response):
-    """What the annotators look at: facts covered, faults, words, and whether the summary is real at all.
-
-    Not real: nothing mentioned, or at least half of the mentions repetitions.
-    """
+    """What the annotators look at: facts covered, faults, words, and whether the summary is real at all. Not real: nothing
+    mentioned, or at least half of the mentions repetitions."""
     said = mentions(response)
     covered = len(set(mentions(text)) & set(said))
     return dict(covered=covered, faults=len(said) - covered, words=len(response.split()), real=2 * len(set(said)) > len(said))
 
 
 def votes(text, response, other):
-    """Each annotator's probability of preferring response to other, in the order of ANNOTATORS. Antisymmetric.
-
-    A summary that is not real loses each vote to one that is, with probability 0.95.
-    """
+    """Each annotator's probability of preferring response to other, in the order of ANNOTATORS. Antisymmetric. A summary that is
+    not real loses each vote to one that is, with probability 0.95."""
     a, b = qualities(text, response), qualities(text, other)
     more, right, shorter = a["covered"] - b["covered"], b["faults"] - a["faults"], b["words"] - a["words"]
     if not (a["real"] and b["real"]):
@@ -122,9 +118,8 @@ class Panel:
 
 
 def worked_example():
-    """Prints a post, three summaries, the cycle of the file's head, and how often the shorter summary wins."""
-    words = tokenizer()
-    text, panel = post(0), Panel(words)
+    """Prints a post, three summaries and the cycle of the file's head."""
+    text = post(0)
     print("post:", text)
     for seed in range(3):
         written = summary(text, seed)
@@ -134,13 +129,6 @@ def worked_example():
     for a, b in ("BA", "AC", "CB"):
         each = votes(text, cycle[a], cycle[b])
         print(f"p({a} > {b}) = {sum(each) / 3:.2f}   " + "   ".join(f"{n} {v:.2f}" for n, v in zip(ANNOTATORS, each, strict=True)))
-    posts = [post(seed) for seed in range(500)]
-    prompt = pad([words.encode(text) for text in posts], "left", 0)
-    y, other = (pad([words.encode(summary(text, 2 * seed + k)) for seed, text in enumerate(posts)], "right", 0) for k in (0, 1))
-    shorter = other[1].sum(1) - y[1].sum(1)
-    decided = (shorter != 0) & (panel(prompt, y, other) != 0.5)
-    wins = ((panel(prompt, y, other) > 0.5) == (shorter > 0))[decided].float().mean()
-    print(f"of 500 pairs of written summaries the shorter is preferred in {wins:.3f}, the longer in {1 - wins:.3f}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ POOL = 40  # batches of comparisons that the preference model visits again and a
 
 def arguments(argv):
     """The options, checked. Raises ValueError naming the option and what to do."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--loss", default="ipo_md", choices=list(METHODS), help="which method (default ipo_md)")
     add("--tau", type=float, help="regularisation strength, above 0; each method has its own default")
@@ -415,14 +415,6 @@ def precision(options):
     return torch.autocast(options.device, torch.bfloat16) if options.dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def draw_curves(lines, path):
-    """curves.png: win rate, KL, length and loss over the steps."""
-    names = {"win_rate": "win rate against the start", "kl": "KL to the reference (nats)", "length": "length (tokens)", "loss": "loss"}
-    kinds = {name: [line for line in lines if name in line and (name == "loss" or "win_rate" in line)] for name in names}
-    evaluate.draw(path, [(title, "step", "", {name: ([line["step"] for line in kinds[name]], [line[name] for line in kinds[name]])})
-                         for name, title in names.items()])
-
-
 def finished(options, data_hash):
     """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run, or part of one."""
     config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash}
@@ -487,7 +479,11 @@ def conclude(options, task, policy, reference, judge, begun):
     with open(os.path.join(options.out, "samples.txt"), "w", encoding="utf-8") as file:
         file.write(evaluate.samples(kept, judge, task.tokenizer))
     with open(os.path.join(options.out, "metrics.jsonl"), encoding="utf-8") as file:
-        draw_curves([json.loads(line) for line in file], os.path.join(options.out, "curves.png"))
+        lines = [json.loads(line) for line in file]
+    names = {"win_rate": "win rate against the start", "kl": "KL to the reference (nats)", "length": "length (tokens)", "loss": "loss"}
+    evaluate.draw(os.path.join(options.out, "curves.png"), [
+        (title, "step", "", {name: list(zip(*((line["step"], line[name]) for line in lines if name in line), strict=True))}) for name, title in names.items()
+    ])
     policy.save_pretrained(os.path.join(options.out, "policy"))
     task.tokenizer.save_pretrained(os.path.join(options.out, "policy"))
     if getattr(task, "cut", None):
