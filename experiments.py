@@ -6,7 +6,7 @@
   same_tau   online IPO and Nash-MD-PG (beta = 0), IPO-MD and Nash-MD-PG (beta = 0.125), all at one tau: do they meet?
   frontier   win rate over KL to the reference, under the panel and under the learned preference model that they trained on
 Runs and comparisons are lines of results/SCALE.jsonl, appended as they finish: the same command goes on where it was stopped.
-Left out: length-normalised losses, learning rates and batch sizes of each method's own.
+Left out: length-normalised losses; a learning rate and batch size of each method's own.
 Run: python experiments.py all --scale smoke    (4 min)    python experiments.py table2 --from-results    (draws from the lines alone)
 """
 
@@ -42,8 +42,7 @@ SCALES = {  # prompts: validation prompts of a comparison; test: those of Table 
 }
 NAMES = {"ipo": "IPO", "ipo_md": "IPO-MD", "dpo": "DPO", "nash_md": "Nash-MD-PG", "slic": "SLiC", "rl": "RL"}
 GRID = {**dict.fromkeys(NAMES, (0.05, 0.1, 0.02, 0.2, 0.5)), "dpo": (0.1, 0.2, 0.05, 0.5, 1.0), "slic": (0.1, 0.2, 0.05, 0.5, 0.02)}
-BETAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-SAME_TAU = 0.1
+BETAS, SAME_TAU = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0), 0.1  # of fig5; of same_tau
 
 
 def source():
@@ -183,9 +182,8 @@ def table2(lab):
 
 
 def verdict(pair, values, seeds):
-    """A line: is the mean of seeds x seeds comparisons away from 1/2 by more than the seeds explain? The comparisons share seeds,
-    so their deviation is no standard error. The spread of the row and of the column means is one: se^2 = (var(rows) +
-    var(columns)) / seeds, compared with Student's t of 2 (seeds - 1) degrees, 95 %."""
+    """A line: is the mean of seeds x seeds comparisons away from 1/2? They share seeds, so their deviation is no standard error.
+    se^2 = (var(row means) + var(column means)) / seeds is, compared with Student's t of 2 (seeds - 1) degrees, 95 %."""
     rows, columns = ([statistics.mean(part) for part in parts] for parts in (zip(*[iter(values)] * seeds), (values[k::seeds] for k in range(seeds))))
     mean, limit = statistics.mean(values), {2: 4.303, 3: 2.776}[seeds] * ((statistics.variance(rows) + statistics.variance(columns)) / seeds) ** 0.5
     what = "not separated" if abs(mean - 0.5) <= limit else f"{NAMES[pair[0] if mean > 0.5 else pair[1]]} wins"
@@ -214,8 +212,7 @@ def plot(lab, name, panels):
 
 def fig1(lab):
     series = {NAMES[loss]: over(lab, "tau", runs, choose(lab)[1]) for loss, runs in sweep(lab, ("ipo", "dpo")).items()}
-    where = lab.folder, lab.made, lab.prompts
-    spread = gather(lab, variance, [dict(name=f"variance on {lab.prompts} prompts", lab=where)])[0]["variance"]
+    spread = gather(lab, variance, [dict(name=f"variance on {lab.prompts} prompts", lab=(lab.folder, lab.made, lab.prompts))])[0]["variance"]
     series["1/2 + Var/tau (over SFT)"] = series["IPO"][0], [min(1.0, 0.5 + spread / tau) for tau in series["IPO"][0]]
     plot(lab, "fig1", [("win rate against RL", "tau", "p (panel)", series)])
 

@@ -218,6 +218,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
     """A preference model (or reward) trained on the comparisons of a role, 'preference' or 'judge'. Returns (model, path)."""
     key = [os.path.basename(reference_path), options.preference_steps, role, pairwise]
     recorded, pool = isinstance(task, data.Records), {}
+    name = "judge" if role == "judge" else "preference" if pairwise else "reward"
 
     def comparisons(step):
         if recorded:
@@ -230,9 +231,8 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         with torch.random.fork_rng():
             torch.manual_seed(options.data_seed + (role == "judge"))
             model = preference_model.PreferenceModel(reference, pairwise).to(options.device)
-        name = "judge" if role == "judge" else "preference model" if pairwise else "reward model"
         with precision(options):
-            model = preference_model.fit(model, comparisons, options.preference_steps, 2e-3, recorded, name)
+            model = preference_model.fit(model, comparisons, options.preference_steps, 2e-3, recorded, f"{name} model")
             size = min(192, 2 * len(task.compared["held out"])) if recorded else 192
             batches = min(10, 2 * len(task.compared["held out"]) // size) if recorded else 10
             held_out = lambda step: to_device(task.comparisons("held out", step, size, reference), options.device)  # noqa: E731
@@ -243,7 +243,6 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
     def load(folder):
         return preference_model.load(folder).to(options.device), read_json(os.path.join(folder, "accuracy.json"))
 
-    name = "judge" if role == "judge" else "preference" if pairwise else "reward"
     (model, numbers), path = stage(options.stages, name, key, ("policy.py", "data.py", "summaries.py", "sampler.py", "preference_model.py"), make, load)
     print(f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} (shorter wins {numbers['shorter_wins']:.3f}, "
           f"longer wins {numbers['longer_wins']:.3f}), mean |p_hat - p| {numbers['error']:.3f}")
