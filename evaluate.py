@@ -106,6 +106,8 @@ def main(argv=None):
             if tokenizer.get_vocab() != task.tokenizer.get_vocab():
                 raise ValueError(f"{options.a}: does not speak the built-in task's words; give --prompts FILE and --judge FOLDER")
             judge = task.judge if options.judge == "panel" else preference_model.load(options.judge)
+        if options.count < 1 or judge is not task.judge and judge.body.config.vocab_size != policy.config.vocab_size:
+            raise ValueError(f"--count {options.count}, --judge {options.judge}: give at least 1, and a judge that reads the policies' own tokens")
         numbers, kept = measure(policy, other, judge, task, "test", count, options.seed)
     except ValueError as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)

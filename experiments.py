@@ -274,6 +274,7 @@ def main(argv=None):
     parser.add_argument("--runs", default="runs/experiments", help="folder of the policies (default runs/experiments)")
     lab = SimpleNamespace(**vars(parser.parse_args(argv)), source=source(), made={})
     vars(lab).update(SCALES[lab.scale], path=os.path.join(lab.results, f"{lab.scale}.jsonl"), folder=os.path.join(lab.runs, f"{lab.scale}-{lab.source}"))
+    policies.quiet()
     os.makedirs(lab.results, exist_ok=True)
     with open(lab.path, "a+", encoding="utf-8") as file:
         file.seek(0)
@@ -285,7 +286,7 @@ def main(argv=None):
     lab.pool = concurrent.futures.ProcessPoolExecutor(lab.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
     try:
         lab.made = {} if lab.from_results else prepare(lab)
-        os.environ["TQDM_DISABLE"] = "1"  # in those processes
+        os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")  # in those processes
         for name in EXPERIMENTS if lab.experiment == "all" else [lab.experiment]:
             EXPERIMENTS[name](lab)
     except (ValueError, OSError) as error:
