@@ -38,7 +38,7 @@ import sampler
 
 SCALES = {  # prompts: validation prompts of a comparison; test: those of Table 2; long: steps of same_tau; stages: their options
     "smoke": dict(steps=8, long=16, seeds=2, prompts=30, test=30, taus=2, extend=0, stages=["--supervised-steps", "60", "--preference-steps", "60"]),
-    "full": dict(steps=200, long=400, seeds=3, prompts=300, test=1000, taus=5, extend=4, stages=[]),
+    "full": dict(steps=200, long=400, seeds=3, prompts=300, test=600, taus=5, extend=4, stages=[]),
 }
 NAMES = {"ipo": "IPO", "ipo_md": "IPO-MD", "dpo": "DPO", "nash_md": "Nash-MD-PG", "slic": "SLiC", "rl": "RL"}
 GRID = {**dict.fromkeys(NAMES, (0.05, 0.1, 0.02, 0.2, 0.5)), "dpo": (0.1, 0.2, 0.05, 0.5, 1.0), "slic": (0.1, 0.2, 0.05, 0.5, 0.02)}
