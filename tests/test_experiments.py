@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,12 @@ def test_every_figure(whole, capsys):
         assert run(whole, name) == 0, capsys.readouterr().err
         assert (whole / "results" / f"{name}-smoke.png").stat().st_size > 5000
     assert "1/2 + Var/tau" in capsys.readouterr().out
+
+
+def test_the_committed_table_is_the_documented_one(capsys):
+    """results/README.md holds what `python experiments.py table2 --from-results` prints, line by line."""
+    folder = Path(experiments.__file__).parent / "results"
+    assert experiments.main(["table2", "--from-results", "--results", str(folder)]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(printed) > 35 and not [line for line in printed if line not in text]
