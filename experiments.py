@@ -7,7 +7,7 @@
   frontier   win rate over KL to the reference, under the panel and under the learned preference model that they trained on
 Runs and comparisons are lines of results/SCALE.jsonl, appended as they finish: the same command goes on where it was stopped.
 Left out: length-normalised losses; a learning rate and batch size of each method's own.
-Run: python experiments.py all --scale smoke    (4 min)    python experiments.py table2 --from-results    (draws from the lines alone)
+Run: python experiments.py all --scale smoke    (3 min 20 s)    python experiments.py table2 --from-results    (draws from the lines alone)
 """
 
 import argparse
@@ -267,7 +267,7 @@ def main(argv=None):
     """Runs one experiment or all; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
-    parser.add_argument("--scale", default="full", choices=list(SCALES), help="(default full: 1 hour 20 min on 2 cores)")
+    parser.add_argument("--scale", default="full", choices=list(SCALES), help="(default full: 1 hour 30 min on 2 cores)")
     parser.add_argument("--from-results", action="store_true", help="draw from the lines that are there; run nothing")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
     parser.add_argument("--results", default="results", help="folder of the lines and pictures (default results)")
