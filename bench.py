@@ -10,7 +10,6 @@ Run: python bench.py [--loss nash_md] [--json FILE]    (2 min 30 s on 2 cores)
 """
 
 import argparse
-import json
 import resource
 import statistics
 import sys

@@ -481,7 +481,8 @@ def conclude(options, task, policy, reference, judge, begun):
         lines = [json.loads(line) for line in file]
     names = {"win_rate": "win rate against the start", "kl": "KL to the reference (nats)", "length": "length (tokens)", "loss": "loss"}
     evaluate.draw(os.path.join(options.out, "curves.png"), [
-        (title, "step", "", {name: list(zip(*((line["step"], line[name]) for line in lines if name in line), strict=True))}) for name, title in names.items()
+        (title, "step", "", {name: list(zip(*((line["step"], line[name]) for line in lines if name in line and (name == "loss" or "win_rate" in line)), strict=True))})
+        for name, title in names.items()
     ])
     policy.save_pretrained(os.path.join(options.out, "policy"))
     task.tokenizer.save_pretrained(os.path.join(options.out, "policy"))
