@@ -13,8 +13,6 @@ Run: python experiments.py all --scale smoke    (3 min 20 s)    python experimen
 import argparse
 import concurrent.futures
 import contextlib
-import hashlib
-import inspect
 import io
 import itertools
 import json
@@ -43,16 +41,6 @@ SCALES = {  # prompts: validation prompts of a comparison; test: those of Table 
 NAMES = {"ipo": "IPO", "ipo_md": "IPO-MD", "dpo": "DPO", "nash_md": "Nash-MD-PG", "slic": "SLiC", "rl": "RL"}
 GRID = {**dict.fromkeys(NAMES, (0.05, 0.1, 0.02, 0.2, 0.5)), "dpo": (0.1, 0.2, 0.05, 0.5, 1.0), "slic": (0.1, 0.2, 0.05, 0.5, 0.02)}
 BETAS, SAME_TAU = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0), 0.1  # of fig5; of same_tau
-
-
-def source():
-    """A hash of what defines a result: losses, sampler, task, and the step and the measure."""
-    here, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
-    for name in [*NAMES, "sampler", "summaries"]:
-        with open(os.path.join(here, f"{name}.py"), encoding="utf-8") as file:
-            digest.update(file.read().encode())
-    digest.update("".join(map(inspect.getsource, (train.draw, train.update, evaluate.measure))).encode())
-    return digest.hexdigest()[:8]
 
 
 def prepare(lab):
@@ -118,7 +106,7 @@ def gather(lab, work, jobs):
     if missing:
         with open(lab.path, "a", encoding="utf-8") as file:
             for future in tqdm(concurrent.futures.as_completed([lab.pool.submit(work, job) for job in missing]), work.__name__, len(missing)):
-                line = dict(future.result(), source=lab.source)
+                line = dict(future.result(), version=lab.version)
                 lab.lines[line["name"]] = line
                 train.write(file, line)
     return [lab.lines[name] for name in jobs]
@@ -272,8 +260,8 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
     parser.add_argument("--results", default="results", help="folder of the lines and pictures (default results)")
     parser.add_argument("--runs", default="runs/experiments", help="folder of the policies (default runs/experiments)")
-    lab = SimpleNamespace(**vars(parser.parse_args(argv)), source=source(), made={})
-    vars(lab).update(SCALES[lab.scale], path=os.path.join(lab.results, f"{lab.scale}.jsonl"), folder=os.path.join(lab.runs, f"{lab.scale}-{lab.source}"))
+    lab = SimpleNamespace(**vars(parser.parse_args(argv)), version=train.version(), made={})
+    vars(lab).update(SCALES[lab.scale], path=os.path.join(lab.results, f"{lab.scale}.jsonl"), folder=os.path.join(lab.runs, f"{lab.scale}-{lab.version}"))
     policies.quiet()
     os.makedirs(lab.results, exist_ok=True)
     with open(lab.path, "a+", encoding="utf-8") as file:
@@ -281,7 +269,7 @@ def main(argv=None):
         whole = file.read().rpartition("\n")[0]
         file.truncate(len(whole.encode()) + bool(whole))  # a kill may have cut the last line
     lines = map(json.loads, whole.splitlines())
-    lab.lines = {line["name"]: line for line in lines if lab.from_results or line["source"] == lab.source}  # of other sources: made again
+    lab.lines = {line["name"]: line for line in lines if lab.from_results or line["version"] == lab.version}  # of other versions: made again
     # Two processes of one thread use two cores better than two threads. They start with the first job.
     lab.pool = concurrent.futures.ProcessPoolExecutor(lab.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
     try:

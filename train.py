@@ -49,6 +49,9 @@ TAU = {"ipo": 0.03, "ipo_md": 0.03, "nash_md": 0.03, "dpo": 0.2, "slic": 0.1, "r
 BETA = {"ipo_md": 0.125, "nash_md": 0.125}
 OFFLINE = ("ipo", "dpo", "slic")
 NEUTRAL = ("out", "stages", "resume", "save_every", "keep")  # options that change nothing of a run's result
+# What a kept stage, a run's folder and a line of results hold was made by these versions. Raise one by hand when a number of its
+# part changes: tests/test_golden.py says when, and which.
+VERSIONS = {"supervised": 1, "preference": 1, "alignment": 1, "measure": 1}
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
 
@@ -172,13 +175,14 @@ def sync(path):
     os.close(file)
 
 
-def stage(folder, name, key, sources, make, load):
-    """What load reads from a kept stage, made first if there is none. key and the bytes of sources decide which one it is."""
-    here = os.path.dirname(os.path.abspath(__file__))
+def version():
+    """All of VERSIONS as one text, such as 1.1.1.1."""
+    return ".".join(map(str, VERSIONS.values()))
+
+
+def stage(folder, name, key, make, load):
+    """What load reads from a kept stage, made first if there is none. key, which holds its version, decides which one it is."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    for source in sources:
-        with open(os.path.join(here, source), "rb") as file:
-            digest.update(file.read())
     path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
     begun, found = time.time(), os.path.isdir(path)
     if not found:
@@ -195,7 +199,7 @@ def stage(folder, name, key, sources, make, load):
 def supervised(options, task, start, data_hash):
     """The policy that imitates the demos: the reference, and every method's start. Returns (model, path)."""
     names = ("policy", "supervised_steps", "supervised_lr", "max_prompt_tokens", "max_response_tokens", "data_seed", "dtype")
-    key = [data_hash, [getattr(options, name) for name in names]]
+    key = [VERSIONS["supervised"], data_hash, [getattr(options, name) for name in names]]
     lr = options.supervised_lr or (3e-3 if options.policy == "tiny" else 1e-4)
 
     def make(folder):
@@ -211,12 +215,12 @@ def supervised(options, task, start, data_hash):
         model.save_pretrained(folder)
         task.tokenizer.save_pretrained(folder)
 
-    return stage(options.stages, "supervised", key, ("policy.py", "data.py", "summaries.py"), make, lambda folder: policies.load(folder)[0].to(options.device))
+    return stage(options.stages, "supervised", key, make, lambda folder: policies.load(folder)[0].to(options.device))
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):
     """A preference model (or reward) trained on the comparisons of a role, 'preference' or 'judge'. Returns (model, path)."""
-    key = [os.path.basename(reference_path), options.preference_steps, role, pairwise]
+    key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps, role, pairwise]
     recorded, pool = isinstance(task, data.Records), {}
     name = "judge" if role == "judge" else "preference" if pairwise else "reward"
 
@@ -243,7 +247,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
     def load(folder):
         return preference_model.load(folder).to(options.device), read_json(os.path.join(folder, "accuracy.json"))
 
-    (model, numbers), path = stage(options.stages, name, key, ("policy.py", "data.py", "summaries.py", "sampler.py", "preference_model.py"), make, load)
+    (model, numbers), path = stage(options.stages, name, key, make, load)
     print(f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} (shorter wins {numbers['shorter_wins']:.3f}, "
           f"longer wins {numbers['longer_wins']:.3f}), mean |p_hat - p| {numbers['error']:.3f}")
     return model, path
@@ -416,7 +420,7 @@ def precision(options):
 
 def finished(options, data_hash):
     """(this run's config, its summary if it is already there). Raises ValueError if the folder holds another run, or part of one."""
-    config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash}
+    config = {name: value for name, value in vars(options).items() if name not in NEUTRAL} | {"data": data_hash, "version": version()}
     path = os.path.join(options.out, "config.json")
     if not os.path.exists(path):
         if os.path.exists(options.out) and os.listdir(options.out):

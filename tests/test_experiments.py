@@ -12,7 +12,7 @@ import experiments
 import policy as policies
 import train
 
-SOURCE, ALL = experiments.source, experiments.NAMES
+VERSION, ALL = train.version, experiments.NAMES
 FEW = {loss: ALL[loss] for loss in ("ipo", "ipo_md", "rl")}
 TINY = dict(steps=2, long=4, seeds=2, prompts=6, test=8, taus=1, extend=0, stages=["--supervised-steps", "3", "--preference-steps", "3", "--batch-size", "4"])
 
@@ -40,7 +40,7 @@ def small():
         patch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
         measure = evaluate.measure  # train.py's hundred validation prompts would be most of the time
         patch.setattr(evaluate, "measure", lambda *given, **named: measure(*given[:5], min(given[5], 8), **named))
-        patch.setattr(experiments, "source", lambda: "this")
+        patch.setattr(train, "version", lambda: "this")
         patch.setattr(experiments, "NAMES", FEW)
         patch.setenv("TQDM_DISABLE", "1")
         yield patch
@@ -71,10 +71,10 @@ def test_the_table_is_drawn_again_from_its_lines(whole, capsys, tmp_path):
 
 
 def test_what_a_line_says(whole):
-    """Its options, the source's hash, every checkpoint; the SFT start against itself would be 1/2: the first KL is small. The table is
+    """Its options, the version, every checkpoint; the SFT start against itself would be 1/2: the first KL is small. The table is
     antisymmetric, and its entry is the mean of the lines of the four comparisons."""
     runs = [line for line in lines(whole) if "points" in line]
-    assert all(line["source"] == "this" and [point["step"] for point in line["points"]] == [1, 2] for line in runs)
+    assert all(line["version"] == "this" and [point["step"] for point in line["points"]] == [1, 2] for line in runs)
     assert {line["loss"] for line in runs} == set(experiments.NAMES) and {line["seed"] for line in runs} == {0, 1}
     assert all(abs(line["points"][0]["kl"]) < 1 and line["curve"][0]["kl"] == 0 for line in runs)
 
@@ -95,8 +95,8 @@ def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=1
     write, count = train.write, [0]
 
     def stops(file, line):
-        count[0] += "source" in line
-        if count[0] == after and "source" in line:
+        count[0] += "version" in line
+        if count[0] == after and "version" in line:
             file.write(json.dumps(line)[:40])
             file.flush()
             raise KeyboardInterrupt
@@ -116,20 +116,21 @@ def lines_or_half(folder):
     return (folder / "results" / "smoke.jsonl").read_text().splitlines()
 
 
-def test_lines_of_other_sources_are_made_again(whole, tmp_path, monkeypatch, capsys):
-    """A change of a loss changes the hash: what is drawn without --from-results is new."""
-    monkeypatch.setattr(experiments, "source", lambda: "another")
+def test_lines_of_other_versions_are_made_again(whole, tmp_path, monkeypatch, capsys):
+    """A raised version: what is drawn without --from-results is new."""
+    monkeypatch.setattr(train, "version", lambda: "another")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "smoke.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(whole)))
     assert run(tmp_path, "fig2") == 0
-    assert [line["source"] for line in lines(tmp_path)][-1] == "another" and (tmp_path / "results" / "fig2-smoke.png").exists()
+    assert [line["version"] for line in lines(tmp_path)][-1] == "another" and (tmp_path / "results" / "fig2-smoke.png").exists()
 
 
-def test_the_source_is_hashed(monkeypatch):
-    """Eight digits that change with a line of the step or the measure."""
-    before = SOURCE()
-    monkeypatch.setattr(train, "update", train.draw)
-    assert len(before) == 8 and SOURCE() != before
+def test_every_version_is_in_the_text(monkeypatch):
+    """Raising any of the four makes other lines, and other folders, of all results."""
+    for name in train.VERSIONS:
+        monkeypatch.setitem(train.VERSIONS, name, 9)
+        assert "9" in VERSION() and VERSION() != "1.1.1.1"
+        monkeypatch.undo()
 
 
 def test_verdict_by_hand():
