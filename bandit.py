@@ -41,7 +41,9 @@ def random_game(count, generator):
         above = (torch.rand(count, count, generator=generator, dtype=torch.float64) - 0.5).triu(1)
         beats = (above - above.T > 0).double()
         if count < 3 or (beats @ beats @ beats).diagonal().any():
-            return 0.5 + above - above.T, torch.randn(count, generator=generator, dtype=torch.float64).log_softmax(0)
+            return 0.5 + above - above.T, torch.randn(
+                count, generator=generator, dtype=torch.float64
+            ).log_softmax(0)
 
 
 def bradley_terry(rewards):
@@ -54,10 +56,16 @@ def games(seed):
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)
     return {
-        "cyclic game, biased reference": (cycle(0.4), torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()),
+        "cyclic game, biased reference": (
+            cycle(0.4),
+            torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log(),
+        ),
         "random intransitive game": random_game(5, generator),
         "Bradley-Terry game": (bradley_terry(rewards), random_game(5, generator)[1]),
-        "two-action game": (cycle(0.2)[:2, :2], torch.tensor([0.3, 0.7], dtype=torch.float64).log()),
+        "two-action game": (
+            cycle(0.2)[:2, :2],
+            torch.tensor([0.3, 0.7], dtype=torch.float64).log(),
+        ),
         "large random game": random_game(100, generator),
     }
 
@@ -79,7 +87,9 @@ def newton(field, log_pi, tolerance=1e-11, steps=60):
         size = value.abs().max()
         if size < tolerance:
             return log_pi
-        direction = torch.linalg.solve_ex(torch.func.jacrev(field)(log_pi), value)[0]  # no exception: a singular one is NaN
+        direction = torch.linalg.solve_ex(torch.func.jacrev(field)(log_pi), value)[
+            0
+        ]  # no exception: a singular one is NaN
         for halving in range(14):
             candidate = torch.log_softmax(log_pi - direction / 2**halving, -1)
             value = field(candidate)
@@ -111,7 +121,9 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
         else:  # too long a step in tau: try one of half the length (in the logarithm)
             shrink = math.sqrt(shrink)
             if solved is None or shrink > 0.995:
-                raise ValueError(f"tau = {tau:g}: no equilibrium found to a residual of {tolerance:g}; use a larger tau")
+                raise ValueError(
+                    f"tau = {tau:g}: no equilibrium found to a residual of {tolerance:g}; use a larger tau"
+                )
         at = max(tau, solved[0] * shrink)
         # The payoffs p(y > pi) = tau log pi/pi_ref + const change little with tau; the log-ratios are their 1/tau-fold.
         guess = torch.log_softmax(log_ref + (solved[1] - log_ref) * solved[0] / at, -1)
@@ -119,7 +131,9 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
 
 def duality_gap(log_pi, preferences, log_ref, tau):
     """2 max_pi' [p(pi' > pi) - tau KL(pi', pi_ref) + tau KL(pi, pi_ref)] - 1, [...]: at least 0, and 0 only at Nash."""
-    best = tau * torch.logsumexp(log_ref + win_rate(preferences, log_pi) / tau, -1)  # the maximum, in closed form
+    best = tau * torch.logsumexp(
+        log_ref + win_rate(preferences, log_pi) / tau, -1
+    )  # the maximum, in closed form
     return 2 * (best + tau * kl(log_pi, log_ref)) - 1
 
 
@@ -138,7 +152,9 @@ def fit_reward(preferences, log_data):
     Bradley-Terry game; elsewhere the nearest transitive account of the game, which depends on the data."""
     wins = preferences.clamp(1e-6, 1 - 1e-6)  # no finite reward explains a certain preference
 
-    def slope(rewards):  # of the cross-entropy, divided by the law of y; the sum settles the free constant
+    def slope(
+        rewards,
+    ):  # of the cross-entropy, divided by the law of y; the sum settles the free constant
         return (bradley_terry(rewards) - wins) @ log_data.exp() + rewards.sum()
 
     rewards = torch.zeros_like(log_data)
@@ -159,10 +175,16 @@ def dpo_point(preferences, log_ref, tau):
     def slope(log_pi):
         returns = tau * (log_pi - log_ref)
         # pi-weighted the sums vanish for every pi, so one equation is free: it fixes the normalisation.
-        return ((preferences - bradley_terry(returns)) * log_pi.exp()).sum(-1) + torch.logsumexp(log_pi, -1)
+        return ((preferences - bradley_terry(returns)) * log_pi.exp()).sum(-1) + torch.logsumexp(
+            log_pi, -1
+        )
 
-    near = rlhf_policy(fit_reward(preferences, log_ref), log_ref, tau)  # under Bradley-Terry it is the point itself (F.7)
-    return next((point for start in (log_ref, near) if (point := newton(slope, start)) is not None), None)
+    near = rlhf_policy(
+        fit_reward(preferences, log_ref), log_ref, tau
+    )  # under Bradley-Terry it is the point itself (F.7)
+    return next(
+        (point for start in (log_ref, near) if (point := newton(slope, start)) is not None), None
+    )
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
@@ -170,8 +192,13 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
     draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place. rl wants reward gaps
     r(y) - r(y') for preferences."""
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta)}
-    first, second = (laws[who].detach() for who in method.PAIR)  # detached: no gradient flows through the sampling
-    y, other = (log_pi[..., :, None], log_ref[..., :, None]), (log_pi[..., None, :], log_ref[..., None, :])
+    first, second = (
+        laws[who].detach() for who in method.PAIR
+    )  # detached: no gradient flows through the sampling
+    y, other = (
+        (log_pi[..., :, None], log_ref[..., :, None]),
+        (log_pi[..., None, :], log_ref[..., None, :]),
+    )
     pairs = method.loss(y[0], other[0], y[1], other[1], preferences, tau)
     return ((first[..., :, None] + second[..., None, :]).exp() * pairs).sum((-2, -1))
 
@@ -179,22 +206,50 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
 def gradient(method, log_pi, *game):
     """The exact expected gradient of a method on the logits of a softmax policy, [..., n]. game: as expected_loss."""
     logits = log_pi.detach().requires_grad_()
-    return torch.autograd.grad(expected_loss(method, torch.log_softmax(logits, -1), *game).sum(), logits)[0]
+    return torch.autograd.grad(
+        expected_loss(method, torch.log_softmax(logits, -1), *game).sum(), logits
+    )[0]
 
 
-def descend(method, preferences, log_ref, tau, beta=0.0, mixture=mixture, rate=0.5, steps=20000, start=None, natural=True, decay=None):
+def descend(
+    method,
+    preferences,
+    log_ref,
+    tau,
+    beta=0.0,
+    mixture=mixture,
+    rate=0.5,
+    steps=20000,
+    start=None,
+    natural=True,
+    decay=None,
+):
     """Follows the exact gradient until a step moves no logit by 1e-12. Returns the path [steps + 1, ..., n] of log_pi. natural:
     divides the gradient by the law of y, a mirror-descent step; plain descent on the logits has the same zeros but crawls along
     rarely drawn actions. No momentum: claims.py shows why. decay: rate falls as 1/(1 + step/decay)."""
     # Rates of different losses are not comparable: Prop 4.2's constant is 4/tau for the squared loss, 1 for a score
     # function. In these units a step moves a logit by rate times its advantage p(y > opponent) - 1/2 - tau log pi/pi_ref.
-    unit = {ipo: tau / 4, ipo_md: tau / 4, nash_md: 1.0, rl: 1.0, dpo: 1 / (2 * tau), slic: 1 / (2 * tau)}[method]
+    unit = {
+        ipo: tau / 4,
+        ipo_md: tau / 4,
+        nash_md: 1.0,
+        rl: 1.0,
+        dpo: 1 / (2 * tau),
+        slic: 1 / (2 * tau),
+    }[method]
     path = [log_ref if start is None else start]
     for step in range(steps):
-        move = gradient(method, path[-1], log_ref, preferences, tau, beta, mixture) * unit * rate / (1 + step / (decay or math.inf))
+        move = (
+            gradient(method, path[-1], log_ref, preferences, tau, beta, mixture)
+            * unit
+            * rate
+            / (1 + step / (decay or math.inf))
+        )
         if natural:
             law = path[-1] if method.PAIR[0] == "policy" else mixture(path[-1], log_ref, beta)
-            move = move / law.exp().clamp(min=1e-300)  # where the law underflows the gradient is 0, too
+            move = move / law.exp().clamp(
+                min=1e-300
+            )  # where the law underflows the gradient is 0, too
         path.append(torch.log_softmax(path[-1] - move, -1))
         if (move - move.mean(-1, keepdim=True)).abs().max() < 1e-12:
             break
@@ -214,12 +269,21 @@ def nash_md_path(preferences, log_ref, tau, steps, eta=None):
 
 def run_methods(preferences, log_ref, tau, beta):
     """Every method on one game, one after another: yields (name, predicted log_pi or None, path of log_pi, seconds)."""
-    nash, shifted = fixed_point(preferences, log_ref, tau), fixed_point(preferences, log_ref, tau, beta)
+    nash, shifted = (
+        fixed_point(preferences, log_ref, tau),
+        fixed_point(preferences, log_ref, tau, beta),
+    )
     rewards = fit_reward(preferences, log_ref)
     half = (nash / 2).exp()
-    turn = torch.linalg.matrix_norm(half[:, None] * (preferences - 0.5) * half, 2)  # how fast the field turns around Nash
+    turn = torch.linalg.matrix_norm(
+        half[:, None] * (preferences - 0.5) * half, 2
+    )  # how fast the field turns around Nash
     # SLiC's slope does not shrink before the kink |h| = 1/tau: two actions stop there, more may circle from kink to kink.
-    kink = torch.log_softmax(log_ref + (preferences[:, 1] - 0.5).sign() / tau, -1) if len(log_ref) == 2 else None
+    kink = (
+        torch.log_softmax(log_ref + (preferences[:, 1] - 0.5).sign() / tau, -1)
+        if len(log_ref) == 2
+        else None
+    )
     plans = (
         ("online IPO", ipo, 0.0, nash),
         (f"IPO-MD {beta:g}", ipo_md, beta, shifted),
@@ -232,14 +296,28 @@ def run_methods(preferences, log_ref, tau, beta):
         ("offline IPO", ipo_md, 1.0, respond(preferences, log_ref, tau, log_ref)),
     )
     for name, method, weight, predicted in plans:
-        start, labels = time.perf_counter(), rewards[:, None] - rewards[None] if method is rl else preferences
-        pull = tau / 4 if method is dpo else tau  # towards the reference: DPO's is sigmoid'(0) = 1/4 of the others'
-        rate = pull / (pull**2 + turn**2)  # makes |1 - rate (pull + i turn)|, the error's factor a step, smallest
-        steps, decay = (3000, 200) if method is slic else (20000, None)  # past a kink only a falling rate comes to rest
+        start, labels = (
+            time.perf_counter(),
+            rewards[:, None] - rewards[None] if method is rl else preferences,
+        )
+        pull = (
+            tau / 4 if method is dpo else tau
+        )  # towards the reference: DPO's is sigmoid'(0) = 1/4 of the others'
+        rate = pull / (
+            pull**2 + turn**2
+        )  # makes |1 - rate (pull + i turn)|, the error's factor a step, smallest
+        steps, decay = (
+            (3000, 200) if method is slic else (20000, None)
+        )  # past a kink only a falling rate comes to rest
         path = descend(method, labels, log_ref, tau, weight, rate=rate, steps=steps, decay=decay)
         yield name, predicted, path, time.perf_counter() - start
     start = time.perf_counter()
-    yield "tabular Nash-MD", nash, nash_md_path(preferences, log_ref, tau, 5000), time.perf_counter() - start
+    yield (
+        "tabular Nash-MD",
+        nash,
+        nash_md_path(preferences, log_ref, tau, 5000),
+        time.perf_counter() - start,
+    )
 
 
 def read_numbers(path, option):
@@ -252,7 +330,11 @@ def read_numbers(path, option):
             rows = numpy.load(path, allow_pickle=False)  # a pickle may run code
         else:
             with open(path, encoding="utf-8-sig") as file:
-                rows = json.load(file) if kind == ".json" else [line.split(",") for line in file if line.strip()]
+                rows = (
+                    json.load(file)
+                    if kind == ".json"
+                    else [line.split(",") for line in file if line.strip()]
+                )
         array = []
         for number, row in enumerate(rows, 1):
             where = f"row {number}: "
@@ -261,22 +343,32 @@ def read_numbers(path, option):
                 raise ValueError(f"{len(row)} entries where the first row has {len(rows[0])}")
         return torch.from_numpy(numpy.array(array))
     except Exception as error:  # numpy's, json's and those of the parsers below them
-        raise ValueError(f"{option} {path}: cannot be read: {where}{(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise ValueError(
+            f"{option} {path}: cannot be read: {where}{(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
 
 
 def read_preferences(path, option="--preferences"):
     """A preference matrix [n, n], made antisymmetric to the last bit. Raises ValueError with the worst entry."""
     p = read_numbers(path, option)
     if p.ndim != 2 or p.shape[0] != p.shape[1] or len(p) < 2:
-        raise ValueError(f"{option} {path}: shape {list(p.shape)}, need a square matrix of at least 2 actions")
+        raise ValueError(
+            f"{option} {path}: shape {list(p.shape)}, need a square matrix of at least 2 actions"
+        )
     for wrong, what in (
         ((~p.isfinite()).double(), "is {0:g}: every entry must be a number"),
         ((p - 0.5).abs() - 0.5, "is {0:g}: a probability lies in [0, 1]"),
-        ((p + p.T - 1).abs() - 1e-6, "is {0:.9g} and its mirror image {1:.9g}: p(i > j) + p(j > i) must be 1 within 1e-6"),
+        (
+            (p + p.T - 1).abs() - 1e-6,
+            "is {0:.9g} and its mirror image {1:.9g}: p(i > j) + p(j > i) must be 1 within 1e-6",
+        ),
     ):
         if wrong.max() > 0:
             i, j = divmod(int(wrong.argmax()), len(p))
-            raise ValueError(f"{option} {path}: row {i + 1}, column {j + 1} " + what.format(p[i, j].item(), p[j, i].item()))
+            raise ValueError(
+                f"{option} {path}: row {i + 1}, column {j + 1} "
+                + what.format(p[i, j].item(), p[j, i].item())
+            )
     return (p + 1 - p.T) / 2
 
 
@@ -289,9 +381,13 @@ def read_reference(path, count, option="--reference"):
         raise ValueError(f"{option} {path}: {len(q)} probabilities for a game of {count} actions")
     worst = int(torch.where(q.isfinite(), q, -math.inf).argmin())
     if not 0 < q[worst] < math.inf:
-        raise ValueError(f"{option} {path}: entry {worst + 1} is {q[worst]:g}: give every action more than 0, or leave it out")
+        raise ValueError(
+            f"{option} {path}: entry {worst + 1} is {q[worst]:g}: give every action more than 0, or leave it out"
+        )
     if abs(q.sum().item() - 1) > 1e-6:
-        raise ValueError(f"{option} {path}: sums to {q.sum().item():.9g}: divide the probabilities by their sum")
+        raise ValueError(
+            f"{option} {path}: sums to {q.sum().item():.9g}: divide the probabilities by their sum"
+        )
     return (q / q.sum()).log()
 
 
@@ -299,15 +395,24 @@ def print_game(name, preferences, log_ref, tau, beta, policies=False):
     """Runs every method on one game and prints a row each, and with policies what each ended at. Returns method -> path."""
     nash, paths = fixed_point(preferences, log_ref, tau), {}
     print(f"\n{name} ({len(log_ref)} actions), tau = {tau:g}, beta = {beta:g}")
-    print(f"{'method':<18}{'TV to its own':>14}{'TV to Nash':>12}{'duality gap':>13}{'steps':>8}{'seconds':>9}")
+    print(
+        f"{'method':<18}{'TV to its own':>14}{'TV to Nash':>12}{'duality gap':>13}{'steps':>8}{'seconds':>9}"
+    )
     for method, predicted, path, seconds in run_methods(preferences, log_ref, tau, beta):
         own = "-" if predicted is None else f"{total_variation(path[-1], predicted):.1e}"
-        gap = duality_gap(path[-1], preferences, log_ref, tau).clamp(min=0)  # rounding may leave -1e-16
-        print(f"{method:<18}{own:>14}{total_variation(path[-1], nash):>12.1e}{gap:>13.1e}{len(path) - 1:>8}{seconds:>9.2f}", flush=True)
+        gap = duality_gap(path[-1], preferences, log_ref, tau).clamp(
+            min=0
+        )  # rounding may leave -1e-16
+        print(
+            f"{method:<18}{own:>14}{total_variation(path[-1], nash):>12.1e}{gap:>13.1e}{len(path) - 1:>8}{seconds:>9.2f}",
+            flush=True,
+        )
         paths[method] = path
     if policies:
         print("policy")
-        for method, path in ({"reference": log_ref[None], "Nash equilibrium": nash[None]} | paths).items():
+        for method, path in (
+            {"reference": log_ref[None], "Nash equilibrium": nash[None]} | paths
+        ).items():
             print(f"{method:<18}", " ".join(f"{p:.6f}" for p in path[-1].exp().tolist()))
     return paths
 
@@ -318,12 +423,36 @@ def draw_gaps(preferences, log_ref, tau, paths, title, folder):
 
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     axis = figure.subplots()
-    lines = ["-", "--", "-.", ":", (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)), (0, (2, 1))]
+    lines = [
+        "-",
+        "--",
+        "-.",
+        ":",
+        (0, (1, 4)),
+        (0, (6, 2, 1, 2, 1, 2)),
+        (0, (8, 3)),
+        (0, (3, 1, 1, 1)),
+        (0, (2, 1)),
+    ]
     for index, (method, path) in enumerate(paths.items()):
         gap = duality_gap(path, preferences, log_ref, tau).clamp(min=1e-15)  # below is rounding
-        marks = sorted({min(int(1.9 ** (k + index / 9)), len(gap) - 1) for k in range(16)})  # apart, where lines coincide
-        axis.loglog(range(1, len(gap) + 1), gap, ls=lines[index], marker="osD^vXP*d"[index], markevery=marks, markersize=6, label=method)
-    axis.set(xlabel="step + 1 (exact gradients)", ylabel="duality gap (preference probability)", title=f"{title}, tau = {tau:g}")
+        marks = sorted(
+            {min(int(1.9 ** (k + index / 9)), len(gap) - 1) for k in range(16)}
+        )  # apart, where lines coincide
+        axis.loglog(
+            range(1, len(gap) + 1),
+            gap,
+            ls=lines[index],
+            marker="osD^vXP*d"[index],
+            markevery=marks,
+            markersize=6,
+            label=method,
+        )
+    axis.set(
+        xlabel="step + 1 (exact gradients)",
+        ylabel="duality gap (preference probability)",
+        title=f"{title}, tau = {tau:g}",
+    )
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     figure.savefig(os.path.join(folder, "duality_gap.png"), dpi=130)
@@ -336,53 +465,124 @@ def draw_simplex(preferences, log_ref, tau, title, folder):
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
     starts = (0.05 + 0.85 * torch.eye(3, dtype=torch.float64)).log()
     data = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
-    panels = [("offline IPO, data (0.6, 0.3, 0.1)", ipo_md, 1.0, lambda *_: data), ("online IPO", ipo, 0.0, mixture)]
+    panels = [
+        ("offline IPO, data (0.6, 0.3, 0.1)", ipo_md, 1.0, lambda *_: data),
+        ("online IPO", ipo, 0.0, mixture),
+    ]
     panels += [(f"IPO-MD, beta = {beta:g}", ipo_md, beta, mixture) for beta in (0.25, 0.75)]
     panels += [(f"Nash-MD-PG, beta = {beta:g}", nash_md, beta, mixture) for beta in (0.25, 0.75)]
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
     nash = fixed_point(preferences, log_ref, tau)
     for axis, (name, method, beta, law) in zip(axes.flat, panels, strict=True):
-        path = descend(method, preferences, log_ref, tau, beta, law, rate=1.0, steps=2000, start=starts, natural=False).exp() @ corners
+        path = (
+            descend(
+                method,
+                preferences,
+                log_ref,
+                tau,
+                beta,
+                law,
+                rate=1.0,
+                steps=2000,
+                start=starts,
+                natural=False,
+            ).exp()
+            @ corners
+        )
         axis.fill(*corners.T, fill=False, edgecolor="grey")
         for trajectory, line in zip(path.unbind(1), ("-", "--", ":"), strict=True):
             axis.plot(*trajectory.T, line, linewidth=1.3)
             axis.plot(*trajectory[0], "ko", markersize=4)
-        axis.plot(*(nash.exp() @ corners), "k*", markersize=13, markerfacecolor="none", label="Nash equilibrium")
-        axis.plot(*(fixed_point(preferences, log_ref, tau, beta, law).exp() @ corners), "kx", label="the method's fixed point")
+        axis.plot(
+            *(nash.exp() @ corners),
+            "k*",
+            markersize=13,
+            markerfacecolor="none",
+            label="Nash equilibrium",
+        )
+        axis.plot(
+            *(fixed_point(preferences, log_ref, tau, beta, law).exp() @ corners),
+            "kx",
+            label="the method's fixed point",
+        )
         for action, corner in enumerate(corners, 1):
-            axis.annotate(f"action {action}", corner, ha="center", va="bottom" if action == 3 else "top", fontsize=8)
+            axis.annotate(
+                f"action {action}",
+                corner,
+                ha="center",
+                va="bottom" if action == 3 else "top",
+                fontsize=8,
+            )
         axis.set(title=name, aspect="equal")
         axis.axis("off")
-    figure.suptitle(f"{title}, tau = {tau:g}: exact gradient descent on the logits from three starts (dots)")
+    figure.suptitle(
+        f"{title}, tau = {tau:g}: exact gradient descent on the logits from three starts (dots)"
+    )
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(os.path.join(folder, "fig6.png"), dpi=130)
 
 
 def main(argv=None):
     """The command line. Returns the exit status; bad input exits with 2 and one line."""
-    parser = argparse.ArgumentParser(description="Preference games, solved and learned. Without options: the table and pictures.")
-    parser.add_argument("--check", action="store_true", help="check the paper's claims on random games instead")
+    parser = argparse.ArgumentParser(
+        description="Preference games, solved and learned. Without options: the table and pictures."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check the paper's claims on random games instead"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random games (default 0)")
-    parser.add_argument("--games", type=int, default=50, help="random games for each claim of --check (default 50)")
-    parser.add_argument("--preferences", metavar="FILE", help="your game: a square .csv, .json or .npy matrix of p(row > column)")
-    parser.add_argument("--reference", metavar="FILE", help="its reference policy, one probability an action (default uniform)")
-    parser.add_argument("--tau", type=float, default=0.1, help="regularisation, above 0 (default 0.1)")
-    parser.add_argument("--beta", type=float, default=0.125, help="mixture weight of the reference, in [0, 1) (default 0.125)")
-    parser.add_argument("--out", metavar="DIR", help="where pictures go (default results; with --preferences results/NAME)")
-    parser.error = lambda message: parser.exit(2, f"bandit.py: error: {message}\n")  # one line, without the usage
+    parser.add_argument(
+        "--games", type=int, default=50, help="random games for each claim of --check (default 50)"
+    )
+    parser.add_argument(
+        "--preferences",
+        metavar="FILE",
+        help="your game: a square .csv, .json or .npy matrix of p(row > column)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="its reference policy, one probability an action (default uniform)",
+    )
+    parser.add_argument(
+        "--tau", type=float, default=0.1, help="regularisation, above 0 (default 0.1)"
+    )
+    parser.add_argument(
+        "--beta",
+        type=float,
+        default=0.125,
+        help="mixture weight of the reference, in [0, 1) (default 0.125)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where pictures go (default results; with --preferences results/NAME)",
+    )
+    parser.error = lambda message: parser.exit(
+        2, f"bandit.py: error: {message}\n"
+    )  # one line, without the usage
     options = parser.parse_args(argv)
     for option, wrong, advice in (
         ("--tau", not 0 < options.tau < math.inf, "give a number above 0"),
-        ("--beta", not 0 <= options.beta < 1, "give at least 0 and below 1; 1 is offline IPO, which is in every table"),
+        (
+            "--beta",
+            not 0 <= options.beta < 1,
+            "give at least 0 and below 1; 1 is offline IPO, which is in every table",
+        ),
         ("--games", options.games < 1, "give at least 1"),
         ("--seed", not 0 <= options.seed < 2**63, "give 0 or more, below 2^63"),
-        ("--reference", options.reference and not options.preferences, "is for a game of your own: give --preferences too"),
+        (
+            "--reference",
+            options.reference and not options.preferences,
+            "is for a game of your own: give --preferences too",
+        ),
     ):
         if wrong:
             parser.error(f"{option} {getattr(options, option[2:])}: {advice}")
     if options.check:
         import claims  # here: it imports this file
+
         return claims.check(options.seed, options.games)
     folder, title = options.out or "results", "cyclic game, p = 0.9, uniform reference"
     triangle = cycle(0.4), read_reference(None, 3)
@@ -394,15 +594,25 @@ def main(argv=None):
             triangle = preferences, read_reference(options.reference, len(preferences))
         os.makedirs(folder, exist_ok=True)
         named = {title: triangle} if options.preferences else games(options.seed)
-        paths = [print_game(name, *game, options.tau, options.beta, bool(options.preferences)) for name, game in named.items()]
+        paths = [
+            print_game(name, *game, options.tau, options.beta, bool(options.preferences))
+            for name, game in named.items()
+        ]
         name, game = next(iter(named.items()))
         draw_gaps(*game, options.tau, paths[0], name, folder)
         if len(triangle[1]) == 3:
             draw_simplex(*triangle, options.tau, title, folder)
-        print("\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; DPO may have no finite point")
-        print(f"pictures: {os.path.join(folder, 'duality_gap.png')}", "and fig6.png" if len(triangle[1]) == 3 else "")
+        print(
+            "\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; DPO may have no finite point"
+        )
+        print(
+            f"pictures: {os.path.join(folder, 'duality_gap.png')}",
+            "and fig6.png" if len(triangle[1]) == 3 else "",
+        )
     except (ValueError, OSError) as error:
-        parser.error(str(error) if isinstance(error, ValueError) else f"--out {folder}: {error.strerror}")
+        parser.error(
+            str(error) if isinstance(error, ValueError) else f"--out {folder}: {error.strerror}"
+        )
     return 0
 
 

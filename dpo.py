@@ -25,12 +25,18 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
 def worked_example():
     """Prints loss and slope over h at p = 0.7, tau = 0.1; the slope is zero where sigmoid(tau h) = p."""
     zero, tau, p = torch.zeros((), dtype=torch.float64), 0.1, 0.7
-    print("p(y > y') = 0.7, tau = 0.1. The slope is -tau (p - sigmoid(tau h)): zero at h = logit(0.7)/0.1 = 8.473")
+    print(
+        "p(y > y') = 0.7, tau = 0.1. The slope is -tau (p - sigmoid(tau h)): zero at h = logit(0.7)/0.1 = 8.473"
+    )
     for gap in (-10.0, 0.0, 8.472979, 20.0):
         h = torch.tensor(gap, dtype=torch.float64, requires_grad=True)
         value = loss(h, zero, zero, zero, p, tau)
-        print(f"  h = {gap:8.3f}   loss {value.item():.6f}   slope {torch.autograd.grad(value, h)[0].item():+.6f}")
-    print("IPO stops at h = (p - 1/2)/tau = 2: a bounded target, even at p = 1, where DPO's is infinite.")
+        print(
+            f"  h = {gap:8.3f}   loss {value.item():.6f}   slope {torch.autograd.grad(value, h)[0].item():+.6f}"
+        )
+    print(
+        "IPO stops at h = (p - 1/2)/tau = 2: a bounded target, even at p = 1, where DPO's is infinite."
+    )
 
 
 if __name__ == "__main__":

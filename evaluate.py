@@ -25,10 +25,22 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     at the limit; distinct: share of different responses; length_other, of the other."""
     wins, gaps, lengths, others, finished, texts, kept = [], [], [], [], [], [], []
     for step in range(-(-count // chunk)):
-        prompt = tuple(part[: count - step * chunk].to(policy.device) for part in task.prompts(split, step, chunk))
+        prompt = tuple(
+            part[: count - step * chunk].to(policy.device)
+            for part in task.prompts(split, step, chunk)
+        )
         # Two streams: the same uniforms for both would make equal policies give equal responses, and p = 1/2 for free.
-        y, y_other = (sampler.sample(model, None, prompt, 0.0, data.generator(seed, f"{split} {name}", step), task.max_response)
-                      for model, name in ((policy, "policy"), (other, "other")))
+        y, y_other = (
+            sampler.sample(
+                model,
+                None,
+                prompt,
+                0.0,
+                data.generator(seed, f"{split} {name}", step),
+                task.max_response,
+            )
+            for model, name in ((policy, "policy"), (other, "other"))
+        )
         wins.append(judge(prompt, y, y_other))
         gaps.append(policies.log_prob(policy, prompt, y) - policies.log_prob(other, prompt, y))
         lengths.append(y[1].sum(1).float())
@@ -36,11 +48,18 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
         finished.append(y[2].float())
         texts += [tuple(row[keep].tolist()) for row, keep in zip(*y[:2], strict=True)]
         kept.append((prompt, y, y_other))
-    win, gap, length, length_other, done = (torch.cat(part).double() for part in (wins, gaps, lengths, others, finished))
+    win, gap, length, length_other, done = (
+        torch.cat(part).double() for part in (wins, gaps, lengths, others, finished)
+    )
     numbers = dict(
-        win_rate=win.mean().item(), win_rate_se=(win.std() / len(win) ** 0.5).item(), kl=gap.mean().item(),
-        length=length.mean().item(), length_other=length_other.mean().item(), unfinished=1 - done.mean().item(),
-        distinct=len(set(texts)) / len(texts), prompts=len(win),
+        win_rate=win.mean().item(),
+        win_rate_se=(win.std() / len(win) ** 0.5).item(),
+        kl=gap.mean().item(),
+        length=length.mean().item(),
+        length_other=length_other.mean().item(),
+        unfinished=1 - done.mean().item(),
+        distinct=len(set(texts)) / len(texts),
+        prompts=len(win),
     )
     return numbers, kept
 
@@ -51,10 +70,24 @@ def samples(kept, judge, tokenizer, count=5):
     votes = judge.votes(prompt, y, y_other) if hasattr(judge, "votes") else None
     chance, lines = judge(prompt, y, y_other), []
     for row in range(min(count, len(chance))):
-        asked, result, start = (tokenizer.decode(part[0][row][part[1][row]], skip_special_tokens=True) for part in (prompt, y, y_other))
-        lines += [f"prompt: {asked}", f"  start:  {start}", f"  result: {result}", f"  p(result > start) = {chance[row]:.3f}"]
+        asked, result, start = (
+            tokenizer.decode(part[0][row][part[1][row]], skip_special_tokens=True)
+            for part in (prompt, y, y_other)
+        )
+        lines += [
+            f"prompt: {asked}",
+            f"  start:  {start}",
+            f"  result: {result}",
+            f"  p(result > start) = {chance[row]:.3f}",
+        ]
         if votes is not None:
-            lines.append("  " + ", ".join(f"{name} {vote:.2f}" for name, vote in zip(judge.ANNOTATORS, votes[row].tolist(), strict=True)))
+            lines.append(
+                "  "
+                + ", ".join(
+                    f"{name} {vote:.2f}"
+                    for name, vote in zip(judge.ANNOTATORS, votes[row].tolist(), strict=True)
+                )
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -64,9 +97,13 @@ def draw(path, panels):
     from matplotlib.figure import Figure  # here: only pictures need it
 
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axis, (title, x, y, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axis, (title, x, y, series) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
         for label, (xs, ys) in series.items():
-            axis.plot(xs, ys, "o" if x.startswith("KL") else "o-", markersize=4, label=label, alpha=0.8)
+            axis.plot(
+                xs, ys, "o" if x.startswith("KL") else "o-", markersize=4, label=label, alpha=0.8
+            )
         axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if x == "tau" else "linear")
         axis.grid(alpha=0.3)
         if len(series) > 1:
@@ -76,38 +113,88 @@ def draw(path, panels):
 
 def main(argv=None):
     """Compares two policy folders; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("a", help="policy folder, or a run's folder")
     parser.add_argument("b", help="the policy it is compared with")
-    parser.add_argument("--judge", default="panel", help="panel (the built-in task's annotators) or a preference model's folder")
-    parser.add_argument("--prompts", help="a .jsonl, .json, .csv or .parquet file or hub name with the field prompt; default: the built-in task's test posts")
-    parser.add_argument("--count", type=int, default=500, help="prompts to compare on (default 500)")
+    parser.add_argument(
+        "--judge",
+        default="panel",
+        help="panel (the built-in task's annotators) or a preference model's folder",
+    )
+    parser.add_argument(
+        "--prompts",
+        help="a .jsonl, .json, .csv or .parquet file or hub name with the field prompt; default: the built-in task's test posts",
+    )
+    parser.add_argument(
+        "--count", type=int, default=500, help="prompts to compare on (default 500)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
-    parser.add_argument("--max-prompt-tokens", type=int, help="longer prompts are cut from the left (default: what the models' positions leave)")
-    parser.add_argument("--max-response-tokens", type=int, default=48, help="of a response (default 48; the built-in task has its own)")
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        help="longer prompts are cut from the left (default: what the models' positions leave)",
+    )
+    parser.add_argument(
+        "--max-response-tokens",
+        type=int,
+        default=48,
+        help="of a response (default 48; the built-in task has its own)",
+    )
     options = parser.parse_args(argv)
     policies.quiet()
     try:
-        folders = [os.path.join(path, "policy") if os.path.isdir(os.path.join(path, "policy")) else path for path in (options.a, options.b)]
-        (policy, tokenizer), (other, other_tokenizer) = (policies.load(folder) for folder in folders)
+        folders = [
+            os.path.join(path, "policy") if os.path.isdir(os.path.join(path, "policy")) else path
+            for path in (options.a, options.b)
+        ]
+        (policy, tokenizer), (other, other_tokenizer) = (
+            policies.load(folder) for folder in folders
+        )
         if tokenizer.get_vocab() != other_tokenizer.get_vocab():
-            raise ValueError(f"{options.a} and {options.b} have different tokenizers; only policies with one tokenizer can be compared")
+            raise ValueError(
+                f"{options.a} and {options.b} have different tokenizers; only policies with one tokenizer can be compared"
+            )
         if options.prompts:
             if options.judge == "panel":
-                raise ValueError("--judge panel reads only the built-in task's posts; give a preference model's folder with --prompts")
+                raise ValueError(
+                    "--judge panel reads only the built-in task's posts; give a preference model's folder with --prompts"
+                )
             judge = preference_model.load(options.judge)
-            room = min(model.config.n_positions for model in (policy, other, judge.body)) - options.max_response_tokens
-            if options.max_response_tokens < 1 or not 1 <= (options.max_prompt_tokens or room) <= room:
-                raise ValueError(f"--max-prompt-tokens and --max-response-tokens: the models leave {room} tokens for a prompt; lower one")
-            task = data.Prompts(data.read("prompts", options.prompts), tokenizer, options.max_prompt_tokens or room, options.max_response_tokens)
+            room = (
+                min(model.config.n_positions for model in (policy, other, judge.body))
+                - options.max_response_tokens
+            )
+            if (
+                options.max_response_tokens < 1
+                or not 1 <= (options.max_prompt_tokens or room) <= room
+            ):
+                raise ValueError(
+                    f"--max-prompt-tokens and --max-response-tokens: the models leave {room} tokens for a prompt; lower one"
+                )
+            task = data.Prompts(
+                data.read("prompts", options.prompts),
+                tokenizer,
+                options.max_prompt_tokens or room,
+                options.max_response_tokens,
+            )
             count = min(options.count, len(task.texts))
         else:
             task, count = data.BuiltIn(), options.count
             if tokenizer.get_vocab() != task.tokenizer.get_vocab():
-                raise ValueError(f"{options.a}: does not speak the built-in task's words; give --prompts FILE and --judge FOLDER")
+                raise ValueError(
+                    f"{options.a}: does not speak the built-in task's words; give --prompts FILE and --judge FOLDER"
+                )
             judge = task.judge if options.judge == "panel" else preference_model.load(options.judge)
-        if options.count < 1 or judge is not task.judge and judge.body.config.vocab_size != policy.config.vocab_size:
-            raise ValueError(f"--count {options.count}, --judge {options.judge}: give at least 1, and a judge that reads the policies' own tokens")
+        if (
+            options.count < 1
+            or judge is not task.judge
+            and judge.body.config.vocab_size != policy.config.vocab_size
+        ):
+            raise ValueError(
+                f"--count {options.count}, --judge {options.judge}: give at least 1, and a judge that reads the policies' own tokens"
+            )
         numbers, kept = measure(policy, other, judge, task, "test", count, options.seed)
     except ValueError as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)

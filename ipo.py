@@ -47,15 +47,31 @@ def worked_example():
 
     score_difference = gradient(log_pi[y]) - gradient(log_pi[y_other])
     pair_gradient = -(2 / tau) * (p - 0.5 - tau * h).detach() * score_difference
-    print("One pair: pi = softmax(0.5, 0, -0.5), pi_ref = (0.2, 0.3, 0.5), y = 1st, y' = 3rd, p(y > y') = 0.7, tau = 0.1")
-    print(f"h = (log pi - log pi_ref)(y) - (log pi - log pi_ref)(y') = 1 + log(0.5/0.2)     {h.item():10.6f}")
-    print(f"loss = 0.7 (h - 5)^2 + 0.3 (h + 5)^2                                        {value.item():10.6f}")
-    print(f"     = (h - (2p-1)/(2 tau))^2 + p (1-p)/tau^2 = (h - 2)^2 + 21              {((h - 2) ** 2 + 21).item():10.6f}")
+    print(
+        "One pair: pi = softmax(0.5, 0, -0.5), pi_ref = (0.2, 0.3, 0.5), y = 1st, y' = 3rd, p(y > y') = 0.7, tau = 0.1"
+    )
+    print(
+        f"h = (log pi - log pi_ref)(y) - (log pi - log pi_ref)(y') = 1 + log(0.5/0.2)     {h.item():10.6f}"
+    )
+    print(
+        f"loss = 0.7 (h - 5)^2 + 0.3 (h + 5)^2                                        {value.item():10.6f}"
+    )
+    print(
+        f"     = (h - (2p-1)/(2 tau))^2 + p (1-p)/tau^2 = (h - 2)^2 + 21              {((h - 2) ** 2 + 21).item():10.6f}"
+    )
     print("The identity, on the logits:")
-    print("  gradient of the loss, by autograd                              ", [round(g, 6) for g in gradient(value).tolist()])
-    print("  -(2/tau) (p - 1/2 - tau h) (grad log pi(y) - grad log pi(y'))  ", [round(g, 6) for g in pair_gradient.tolist()])
+    print(
+        "  gradient of the loss, by autograd                              ",
+        [round(g, 6) for g in gradient(value).tolist()],
+    )
+    print(
+        "  -(2/tau) (p - 1/2 - tau h) (grad log pi(y) - grad log pi(y'))  ",
+        [round(g, 6) for g in pair_gradient.tolist()],
+    )
     print(f"  largest difference {(gradient(value) - pair_gradient).abs().max().item():.1e}")
-    print("So one IPO pair is two self-play policy-gradient terms: y played against y', and y' against y, each with")
+    print(
+        "So one IPO pair is two self-play policy-gradient terms: y played against y', and y' against y, each with"
+    )
     print("the opponent's log-ratio as control variate (App. D's X1 + X2).")
 
 

@@ -28,8 +28,13 @@ def worked_example():
     log_ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     print("pi = (0.8, 0.1, 0.1), pi_ref = (0.2, 0.3, 0.5)")
     for beta in (0.0, 0.125, 0.5, 1.0):
-        print(f"  mixture, beta = {beta:<6}", [round(p, 4) for p in mixture(log_pi, log_ref, beta).exp().tolist()])
-    print("beta = 0.5 by hand: sqrt(0.8*0.2), sqrt(0.1*0.3), sqrt(0.1*0.5) = 0.4, 0.1732, 0.2236; divide by 0.7968.")
+        print(
+            f"  mixture, beta = {beta:<6}",
+            [round(p, 4) for p in mixture(log_pi, log_ref, beta).exp().tolist()],
+        )
+    print(
+        "beta = 0.5 by hand: sqrt(0.8*0.2), sqrt(0.1*0.3), sqrt(0.1*0.5) = 0.4, 0.1732, 0.2236; divide by 0.7968."
+    )
     print("The arithmetic mean, (0.5, 0.2, 0.3), is another distribution: the usual mistake.")
 
 

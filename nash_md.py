@@ -24,7 +24,9 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     minus the Nash-MD-PG direction.
     """
     advantage = preference - 0.5 - tau * (logp - ref_logp)  # 1/2: no reward for a draw
-    return -advantage.detach() * logp  # detached: differentiating the log-ratio here adds a term that is not the KL's
+    return (
+        -advantage.detach() * logp
+    )  # detached: differentiating the log-ratio here adds a term that is not the KL's
 
 
 def worked_example():
@@ -33,16 +35,29 @@ def worked_example():
     log_ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     wins = torch.tensor([[0.5, 0.9, 0.2], [0.1, 0.5, 0.8], [0.8, 0.2, 0.5]], dtype=torch.float64)
     log_pi, tau = torch.log_softmax(logits, 0), 0.1
-    print("pi = softmax(0.5, 0, -0.5) =", [round(p, 4) for p in log_pi.exp().tolist()], " pi_ref = (0.2, 0.3, 0.5), tau = 0.1")
+    print(
+        "pi = softmax(0.5, 0, -0.5) =",
+        [round(p, 4) for p in log_pi.exp().tolist()],
+        " pi_ref = (0.2, 0.3, 0.5), tau = 0.1",
+    )
     print("y = 1st, y' = 2nd, p(y > y') = 0.9:")
-    print(f"  log pi(y)/pi_ref(y) = log({log_pi[0].exp().item():.4f}/0.2) = {(log_pi[0] - log_ref[0]).item():.4f}")
+    print(
+        f"  log pi(y)/pi_ref(y) = log({log_pi[0].exp().item():.4f}/0.2) = {(log_pi[0] - log_ref[0]).item():.4f}"
+    )
     advantage = 0.4 - tau * (log_pi[0] - log_ref[0]).item()
-    print(f"  advantage = 0.9 - 0.5 - 0.1 * {(log_pi[0] - log_ref[0]).item():.4f} = {advantage:.4f}; the step is its multiple of grad log pi(y)")
+    print(
+        f"  advantage = 0.9 - 0.5 - 0.1 * {(log_pi[0] - log_ref[0]).item():.4f} = {advantage:.4f}; the step is its multiple of grad log pi(y)"
+    )
     pairs = loss(log_pi[:, None], None, log_ref[:, None], None, wins, tau)
     for beta in (0.0, 0.5):
-        weight = (log_pi[:, None] + mixture(log_pi, log_ref, beta)[None]).exp().detach()  # detached: sampling has no gradient
+        weight = (
+            (log_pi[:, None] + mixture(log_pi, log_ref, beta)[None]).exp().detach()
+        )  # detached: sampling has no gradient
         gradient = torch.autograd.grad((weight * pairs).sum(), logits, retain_graph=True)[0]
-        print(f"expected gradient over all pairs, beta = {beta}: ", [round(g, 5) for g in gradient.tolist()])
+        print(
+            f"expected gradient over all pairs, beta = {beta}: ",
+            [round(g, 5) for g in gradient.tolist()],
+        )
 
 
 if __name__ == "__main__":

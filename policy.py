@@ -17,9 +17,18 @@ import transformers
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
-SIZES = {"tiny": dict(n_layer=2, n_head=4, n_embd=128), "gpt2-124m": dict(n_layer=12, n_head=12, n_embd=768)}
+SIZES = {
+    "tiny": dict(n_layer=2, n_head=4, n_embd=128),
+    "gpt2-124m": dict(n_layer=12, n_head=12, n_embd=768),
+}
 
 
 def build(size, tokenizer, context, seed):
@@ -27,12 +36,19 @@ def build(size, tokenizer, context, seed):
     shape = SIZES[size]
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=context, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
         # Dropout would make the step-0 log-ratio differ from 0, and training and sampling disagree.
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's gelu_new in one pass over memory, not eight
         # GPT-2's 0.02 is 1/sqrt(width) for its own widths; a narrow model with it never learns to copy from the prompt.
-        initializer_range=shape["n_embd"] ** -0.5, **shape,
+        initializer_range=shape["n_embd"] ** -0.5,
+        **shape,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -75,21 +91,35 @@ def load(source):
     """Model and tokenizer of a local folder or hub name, dropout off, in eval mode. Raises ValueError with what to do. Only
     safetensors are read: a pickle may run code when it is opened."""
     if not os.path.isdir(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise ValueError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub name")
+        raise ValueError(
+            f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub name"
+        )
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh", output_loading_info=True,
+            source,
+            use_safetensors=True,
+            dtype=torch.float32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",
+            output_loading_info=True,
         )
         if found["missing_keys"]:  # transformers would go on with random numbers in their place
             raise ValueError(f"the weights lack {min(found['missing_keys'])}")
         tokenizer = load_tokenizer(source)
         if len(tokenizer) > model.config.vocab_size:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}"
+            )
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{source}: cannot load a policy: {first_line(error)}; without network give a local folder") from None
+        raise ValueError(
+            f"{source}: cannot load a policy: {first_line(error)}; without network give a local folder"
+        ) from None
     if not isinstance(model, GPT2LMHeadModel):
-        raise ValueError(f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported")
+        raise ValueError(
+            f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported"
+        )
     model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     return model.eval(), tokenizer
 
@@ -112,12 +142,20 @@ def load_tokenizer(source):
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         if not (os.path.isdir(source) and os.path.exists(os.path.join(source, "vocab.json"))):
-            raise ValueError(f"{source}: cannot load a tokenizer: {first_line(error)}; give a local folder") from None
-        from transformers import GPT2TokenizerFast  # a folder of vocab.json and merges.txt names no class of its own
+            raise ValueError(
+                f"{source}: cannot load a tokenizer: {first_line(error)}; give a local folder"
+            ) from None
+        from transformers import (
+            GPT2TokenizerFast,
+        )  # a folder of vocab.json and merges.txt names no class of its own
 
         tokenizer = GPT2TokenizerFast.from_pretrained(source)
-    if tokenizer.eos_token_id is None or len(tokenizer) < 2:  # transformers makes an empty one where there are no files
-        raise ValueError(f"{source}: the tokenizer has no end-of-text token or no vocabulary; give a folder with tokenizer.json, or vocab.json and merges.txt")
+    if (
+        tokenizer.eos_token_id is None or len(tokenizer) < 2
+    ):  # transformers makes an empty one where there are no files
+        raise ValueError(
+            f"{source}: the tokenizer has no end-of-text token or no vocabulary; give a folder with tokenizer.json, or vocab.json and merges.txt"
+        )
     tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
 
@@ -129,7 +167,9 @@ def word_tokenizer(words):
     vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def byte_tokenizer(texts, size=2048):
@@ -140,9 +180,16 @@ def byte_tokenizer(texts, size=2048):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def pad(rows, side, fill, device="cpu"):
@@ -180,12 +227,19 @@ def token_log_probs(model, prompt, response):
     everything = torch.cat([prompt_mask, mask], 1)
     first = prompt_ids.shape[1] - 1  # its logits predict the response's first token
     logits = model(
-        input_ids=torch.cat([prompt_ids, ids], 1), attention_mask=everything.long(), position_ids=positions(everything),
+        input_ids=torch.cat([prompt_ids, ids], 1),
+        attention_mask=everything.long(),
+        position_ids=positions(everything),
         # The output head runs at the T response positions only: [B, P + T, vocabulary] logits would not fit in memory.
-        logits_to_keep=torch.arange(first, first + ids.shape[1], device=ids.device), use_cache=False,
+        logits_to_keep=torch.arange(first, first + ids.shape[1], device=ids.device),
+        use_cache=False,
     ).logits
-    logp = -F.cross_entropy(raise_precision(logits).flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
-    return logp.masked_fill(~mask, 0.0)  # by position: a pad is never told from an end-of-text by its id
+    logp = -F.cross_entropy(
+        raise_precision(logits).flatten(0, 1), ids.flatten(), reduction="none"
+    ).view_as(ids)
+    return logp.masked_fill(
+        ~mask, 0.0
+    )  # by position: a pad is never told from an end-of-text by its id
 
 
 def worked_example():
@@ -197,7 +251,10 @@ def worked_example():
     alone = pad(prompts[1:], "left", 0), pad(responses[1:], "right", 0)
     with torch.no_grad():
         print("prompts a b c / b, responses 'a <end>' / 'c a b' (cut at the limit: no end-of-text)")
-        print("token log-probabilities:", [[round(t, 4) for t in row] for row in token_log_probs(model, *batch).tolist()])
+        print(
+            "token log-probabilities:",
+            [[round(t, 4) for t in row] for row in token_log_probs(model, *batch).tolist()],
+        )
         print("log_prob:", [round(t, 4) for t in log_prob(model, *batch).tolist()])
         print(f"second row alone, without padding: {log_prob(model, *alone).item():.4f}")
 

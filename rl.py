@@ -29,13 +29,22 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau):
 def worked_example():
     """Prints the returns and advantages of one pair."""
     tau, reward, reward_other = 0.1, 1.2, 0.4
-    logp, logp_other = torch.tensor(-3.0, requires_grad=True), torch.tensor(-2.0, requires_grad=True)
+    logp, logp_other = (
+        torch.tensor(-3.0, requires_grad=True),
+        torch.tensor(-2.0, requires_grad=True),
+    )
     ref_logp, ref_logp_other = torch.tensor(-4.0), torch.tensor(-2.5)
-    value = loss(logp, logp_other, ref_logp, ref_logp_other, torch.tensor(reward - reward_other), tau)
+    value = loss(
+        logp, logp_other, ref_logp, ref_logp_other, torch.tensor(reward - reward_other), tau
+    )
     slopes = torch.autograd.grad(value, (logp, logp_other))
     print("r = 1.2 and 0.4, log pi = -3 and -2, log pi_ref = -4 and -2.5, tau = 0.1")
-    print("returns r - tau (log pi - log pi_ref): 1.2 - 0.1 = 1.1 and 0.4 - 0.05 = 0.35; advantages +0.75 and -0.75")
-    print(f"d loss / d log pi: {slopes[0].item():+.4f} and {slopes[1].item():+.4f}  (minus the advantage over two samples)")
+    print(
+        "returns r - tau (log pi - log pi_ref): 1.2 - 0.1 = 1.1 and 0.4 - 0.05 = 0.35; advantages +0.75 and -0.75"
+    )
+    print(
+        f"d loss / d log pi: {slopes[0].item():+.4f} and {slopes[1].item():+.4f}  (minus the advantage over two samples)"
+    )
 
 
 if __name__ == "__main__":

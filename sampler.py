@@ -34,7 +34,15 @@ class Stream:
         logits = forward(model, ids, policies.positions(mask), cache, 0, visible[:, None])
         source = rows % count
         self.logits = logits[source]
-        self.cache = torch.empty(*shape[:2], len(rows), shape[3], width + max_tokens, shape[5], device=ids.device, dtype=model.dtype)
+        self.cache = torch.empty(
+            *shape[:2],
+            len(rows),
+            shape[3],
+            width + max_tokens,
+            shape[5],
+            device=ids.device,
+            dtype=model.dtype,
+        )
         self.cache[..., :width, :] = cache[:, :, source]
         self.length, self.position = width, mask.sum(1)[source]
         padded = not bool(mask.all())
@@ -56,10 +64,16 @@ def forward(model, ids, positions, cache, start, visible):
     x = body.wte(ids) + body.wpe(positions)
     rows, count, width = x.shape
     for block, (keys, values) in zip(body.h, cache.unbind(1), strict=True):
-        query, key, value = block.attn.c_attn(block.ln_1(x)).view(rows, count, 3, model.config.n_head, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            block.attn.c_attn(block.ln_1(x))
+            .view(rows, count, 3, model.config.n_head, -1)
+            .permute(2, 0, 3, 1, 4)
+        )
         keys[:, :, start : start + count] = key
         values[:, :, start : start + count] = value
-        seen = F.scaled_dot_product_attention(query, keys[:, :, : start + count], values[:, :, : start + count], visible)
+        seen = F.scaled_dot_product_attention(
+            query, keys[:, :, : start + count], values[:, :, : start + count], visible
+        )
         x = x + block.attn.c_proj(seen.transpose(1, 2).reshape(rows, count, width))
         hidden = F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")
         x = x + block.mlp.c_proj(hidden)
@@ -78,7 +92,9 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
     betas = beta if isinstance(beta, tuple) else (beta,)
     weight = torch.tensor(betas, device=device, dtype=torch.float64).repeat_interleave(count)
     # Drawn up front: what a row draws depends neither on the others' lengths nor on the model that answers.
-    uniforms = torch.rand(max_tokens, len(weight), generator=generator, dtype=torch.float64).to(device)
+    uniforms = torch.rand(max_tokens, len(weight), generator=generator, dtype=torch.float64).to(
+        device
+    )
     streams = [
         Stream(lower(model), share.nonzero()[:, 0], share, prompt, max_tokens)
         for model, share in ((policy, 1 - weight), (reference, weight))
@@ -91,9 +107,15 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
         token = draw(mix(streams, len(weight)), uniforms[step])
         ids[:, step] = torch.where(running, token, end)
         mask[:, step] = running
-        running = running & (token != end)  # a sampled end-of-text stops the row; this is the sampler, not a mask by pad id
+        running = running & (
+            token != end
+        )  # a sampled end-of-text stops the row; this is the sampler, not a mask by pad id
         # Asking makes a GPU wait for its queue, so there it is asked every 16 tokens.
-        if step + 1 == max_tokens or (step % 16 == 15 or device.type == "cpu") and not running.any():
+        if (
+            step + 1 == max_tokens
+            or (step % 16 == 15 or device.type == "cpu")
+            and not running.any()
+        ):
             break
         for stream in streams:
             stream.advance(token)
@@ -105,7 +127,11 @@ def lower(model):
     """The model in autocast's precision; outside autocast the model itself. Autocast would cast every weight and the whole cache
     again for every token; this casts once a call."""
     kind = model.device.type
-    return copy.deepcopy(model).to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else model
+    return (
+        copy.deepcopy(model).to(torch.get_autocast_dtype(kind))
+        if torch.is_autocast_enabled(kind)
+        else model
+    )
 
 
 def mix(streams, rows):

@@ -24,13 +24,32 @@ from policy import word_tokenizer
 
 NOUNS = "car door dog key hat boat lamp phone bike table horse shirt clock piano letter ring cake coat drum tent sofa rope kite vase".split()
 SENTENCES = [  # the thing replaces *
-    "my * broke", "lost our *", "sold the *", "found a *", "her * smells", "need one *",
-    "saw his *", "dropped their *", "painted every *", "that * hurts", "nobody likes *", "* again",
+    "my * broke",
+    "lost our *",
+    "sold the *",
+    "found a *",
+    "her * smells",
+    "need one *",
+    "saw his *",
+    "dropped their *",
+    "painted every *",
+    "that * hurts",
+    "nobody likes *",
+    "* again",
 ]
-FILLER = ["it rained all day", "sorry for this", "i am so tired", "true story", "thanks for reading", "anyway"]
+FILLER = [
+    "it rained all day",
+    "sorry for this",
+    "i am so tired",
+    "true story",
+    "thanks for reading",
+    "anyway",
+]
 QUESTION = "what now ? tl;dr"
 FACTS = 6
-MAX_RESPONSE = 32  # tokens: room for the longest summary that the generator writes, with its end-of-text
+MAX_RESPONSE = (
+    32  # tokens: room for the longest summary that the generator writes, with its end-of-text
+)
 LAPSE = 0.05  # an annotator's probability of voting against its own rule
 ANNOTATORS = ("completist", "fact checker", "minimalist")
 
@@ -38,7 +57,9 @@ ANNOTATORS = ("completist", "fact checker", "minimalist")
 def tokenizer():
     """The task's tokenizer: one token a word."""
     phrases = [*NOUNS, *SENTENCES, *FILLER, QUESTION, ". ,"]
-    return word_tokenizer(sorted({word for phrase in phrases for word in phrase.split() if word != "*"}))
+    return word_tokenizer(
+        sorted({word for phrase in phrases for word in phrase.split() if word != "*"})
+    )
 
 
 def post(seed):
@@ -58,7 +79,9 @@ def mentions(text):
 
 def summary(text, seed):
     """A summary of a post by a writer of mixed quality: too short or long, wordy, sometimes wrong."""
-    rng = random.Random(f"summary {seed} of {text}")  # not seed alone: a stream shared with the post's would leak into it
+    rng = random.Random(
+        f"summary {seed} of {text}"
+    )  # not seed alone: a stream shared with the post's would leak into it
     told = [sentence for sentence in text.split(" . ")[:-1] if mentions(sentence)]
     kept = sorted(rng.sample(range(FACTS), rng.randint(1, FACTS)))
     strangers = rng.sample([noun for noun in NOUNS if noun not in mentions(text)], FACTS)
@@ -79,14 +102,23 @@ def qualities(text, response):
     mentioned, or at least half of the mentions repetitions."""
     said = mentions(response)
     covered = len(set(mentions(text)) & set(said))
-    return dict(covered=covered, faults=len(said) - covered, words=len(response.split()), real=2 * len(set(said)) > len(said))
+    return dict(
+        covered=covered,
+        faults=len(said) - covered,
+        words=len(response.split()),
+        real=2 * len(set(said)) > len(said),
+    )
 
 
 def votes(text, response, other):
     """Each annotator's probability of preferring response to other, in the order of ANNOTATORS. Antisymmetric. A summary that is
     not real loses each vote to one that is, with probability 0.95."""
     a, b = qualities(text, response), qualities(text, other)
-    more, right, shorter = a["covered"] - b["covered"], b["faults"] - a["faults"], b["words"] - a["words"]
+    more, right, shorter = (
+        a["covered"] - b["covered"],
+        b["faults"] - a["faults"],
+        b["words"] - a["words"],
+    )
     if not (a["real"] and b["real"]):
         verdicts = [a["real"] - b["real"]] * 3
     elif abs(shorter) >= 10:
@@ -107,11 +139,16 @@ class Panel:
     def votes(self, prompt, y, y_other):
         """Every annotator's probability, [B, 3]. Arguments: (ids, mask, ...) each, as in policy.log_prob."""
         texts = [self.read(tokens) for tokens in (prompt, y, y_other)]
-        return torch.tensor([votes(*row) for row in zip(*texts, strict=True)], device=prompt[0].device)
+        return torch.tensor(
+            [votes(*row) for row in zip(*texts, strict=True)], device=prompt[0].device
+        )
 
     def read(self, tokens):
         """The words of each row. End-of-text is not one of them."""
-        return [self.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens[0], tokens[1], strict=True)]
+        return [
+            self.tokenizer.decode(row[keep], skip_special_tokens=True)
+            for row, keep in zip(tokens[0], tokens[1], strict=True)
+        ]
 
     def __call__(self, prompt, y, y_other):
         return self.votes(prompt, y, y_other).mean(1)
@@ -124,11 +161,17 @@ def worked_example():
     for seed in range(3):
         written = summary(text, seed)
         print("summary:", written, "  ", qualities(text, written))
-    text = "my car broke . lost our door . sold the dog . found a key . her hat smells . need one boat . " + QUESTION
+    text = (
+        "my car broke . lost our door . sold the dog . found a key . her hat smells . need one boat . "
+        + QUESTION
+    )
     cycle = {"A": "car", "B": "car , door", "C": "my car broke , door , dog , key , hat"}
     for a, b in ("BA", "AC", "CB"):
         each = votes(text, cycle[a], cycle[b])
-        print(f"p({a} > {b}) = {sum(each) / 3:.2f}   " + "   ".join(f"{n} {v:.2f}" for n, v in zip(ANNOTATORS, each, strict=True)))
+        print(
+            f"p({a} > {b}) = {sum(each) / 3:.2f}   "
+            + "   ".join(f"{n} {v:.2f}" for n, v in zip(ANNOTATORS, each, strict=True))
+        )
 
 
 if __name__ == "__main__":

@@ -23,13 +23,25 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parent / "tests")  # in the place of exercises/, whose stubs have the reference's names
+sys.path[0] = str(
+    HERE.parent / "tests"
+)  # in the place of exercises/, whose stubs have the reference's names
 
 import adapters  # noqa: E402
 
 REFERENCE = ("bandit", "ipo", "ipo_md", "nash_md", "dpo", "slic", "rl", "policy", "sampler")
-TESTS = ("conftest.py", "options.py", "adapters.py", "mistakes.py", "test_exercises.py", "enumerated.py")
-FILES = sorted({f"{name}.py" for graded in adapters.EXERCISES.values() for name in graded} | set(adapters.ANSWERS.values()))
+TESTS = (
+    "conftest.py",
+    "options.py",
+    "adapters.py",
+    "mistakes.py",
+    "test_exercises.py",
+    "enumerated.py",
+)
+FILES = sorted(
+    {f"{name}.py" for graded in adapters.EXERCISES.values() for name in graded}
+    | set(adapters.ANSWERS.values())
+)
 
 
 def assemble(target, exercises):
@@ -37,9 +49,13 @@ def assemble(target, exercises):
     (target / "tests").mkdir(parents=True)
     for name in TESTS:
         shutil.copy(adapters.ROOT / "tests" / name, target / "tests")
-    shutil.copy(adapters.ROOT / ".pytest.ini", target)
+    shutil.copy(adapters.ROOT / "pyproject.toml", target)
     for name in REFERENCE:
-        graded = {item: number for number in exercises for item in adapters.EXERCISES[number].get(name, ())}
+        graded = {
+            item: number
+            for number in exercises
+            for item in adapters.EXERCISES[number].get(name, ())
+        }
         source = (adapters.ROOT / f"{name}.py").read_text(encoding="utf-8")
         if graded:
             source = adapters.without_solutions(source, graded)
@@ -103,10 +119,15 @@ def grade_exercise(folder, exercise, seconds, context):
         result = dict(points=0, of=adapters.POINTS, note="", tests=[])
         try:
             report = json.loads((target / "report.json").read_text(encoding="utf-8"))
-            result["points"], result["tests"] = report["exercises"][str(exercise)]["points"], report["tests"]
+            result["points"], result["tests"] = (
+                report["exercises"][str(exercise)]["points"],
+                report["tests"],
+            )
         except (OSError, ValueError, KeyError):
             result["note"] = (
-                f"stopped after {seconds:g} s" if late else f"ended without a report (exit code {process.exitcode})"
+                f"stopped after {seconds:g} s"
+                if late
+                else f"ended without a report (exit code {process.exitcode})"
             )
     result["seconds"] = round(time.monotonic() - start, 1)
     return result
@@ -115,7 +136,10 @@ def grade_exercise(folder, exercise, seconds, context):
 def grade(folder, seconds, jobs, context):
     """Exercise -> result of one folder, jobs exercises at a time."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {number: pool.submit(grade_exercise, folder, number, seconds, context) for number in adapters.TITLES}
+        futures = {
+            number: pool.submit(grade_exercise, folder, number, seconds, context)
+            for number in adapters.TITLES
+        }
         return {number: future.result() for number, future in futures.items()}
 
 
@@ -124,28 +148,45 @@ def print_result(results):
     for number, result in results.items():
         for test in result["tests"]:
             if test["message"]:
-                print(f"Exercise {number}, {test['test']}: {test['points']} of {test['of']}\n{test['message']}\n")
+                print(
+                    f"Exercise {number}, {test['test']}: {test['points']} of {test['of']}\n{test['message']}\n"
+                )
     print("exercise                                          points  seconds")
     for number, result in results.items():
         print(
             f"{number}  {adapters.TITLES[number]:<46}{result['points']:3} of {result['of']}{result['seconds']:7}  {result['note']}"
         )
-    print(f"   {'total':<46}{sum(r['points'] for r in results.values()):3} of {sum(r['of'] for r in results.values())}")
+    print(
+        f"   {'total':<46}{sum(r['points'] for r in results.values()):3} of {sum(r['of'] for r in results.values())}"
+    )
 
 
 def grade_all(folder, table, seconds, jobs, context):
     """Grades every subfolder and writes a row for each as soon as it is there."""
-    students = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    students = sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["student", *(f"ex{number}" for number in adapters.TITLES), "total", "of", "notes"])
+        writer.writerow(
+            ["student", *(f"ex{number}" for number in adapters.TITLES), "total", "of", "notes"]
+        )
         for student in students:
             results = grade(student, seconds, jobs, context)
             points = [result["points"] for result in results.values()]
-            notes = "; ".join(f"ex{number}: {result['note']}" for number, result in results.items() if result["note"])
-            writer.writerow([student.name, *points, sum(points), adapters.POINTS * len(points), notes])
+            notes = "; ".join(
+                f"ex{number}: {result['note']}"
+                for number, result in results.items()
+                if result["note"]
+            )
+            writer.writerow(
+                [student.name, *points, sum(points), adapters.POINTS * len(points), notes]
+            )
             file.flush()
-            print(f"{student.name}: {sum(points)} of {adapters.POINTS * len(points)} {notes}", flush=True)
+            print(
+                f"{student.name}: {sum(points)} of {adapters.POINTS * len(points)} {notes}",
+                flush=True,
+            )
     print(f"{len(students)} submissions: {table}")
 
 
@@ -153,7 +194,8 @@ def hand_out(target):
     """Writes what students get: no solution, no answers, no list of where they are; the stubs in work/ to fill in."""
     assemble(target, list(adapters.EXERCISES))
     (target / "HANDOUT").write_text(
-        "Every exercise is laid over the reference at once here: see tests/adapters.py.\n", encoding="utf-8"
+        "Every exercise is laid over the reference at once here: see tests/adapters.py.\n",
+        encoding="utf-8",
     )
     (target / "work").mkdir()
     for name in FILES:
@@ -162,15 +204,33 @@ def hand_out(target):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Grades exercises 1 to 8.")
-    parser.add_argument("folder", nargs="?", type=Path, help="one student's folder: files with the reference's names")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="one student's folder: files with the reference's names",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="grade every subfolder instead")
     parser.add_argument(
-        "--table", type=Path, metavar="FILE", default=Path("grades.csv"), help="where --all writes (default grades.csv)"
+        "--table",
+        type=Path,
+        metavar="FILE",
+        default=Path("grades.csv"),
+        help="where --all writes (default grades.csv)",
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="time limit of an exercise (default 30)")
-    parser.add_argument("--jobs", type=int, default=2, help="exercises graded at a time (default 2)")
-    parser.add_argument("--handout", type=Path, metavar="DIR", help="write the students' folder instead; DIR must not exist")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="time limit of an exercise (default 30)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="exercises graded at a time (default 2)"
+    )
+    parser.add_argument(
+        "--handout",
+        type=Path,
+        metavar="DIR",
+        help="write the students' folder instead; DIR must not exist",
+    )
     options = parser.parse_args(argv)
     if options.handout:
         if options.handout.exists():
@@ -179,12 +239,16 @@ def main(argv=None):
         return 0
     folder = options.all or options.folder
     if folder is None or not folder.is_dir():
-        parser.error(f"{folder}: no such folder" if folder else "give a student's folder, or --all FOLDER")
+        parser.error(
+            f"{folder}: no such folder" if folder else "give a student's folder, or --all FOLDER"
+        )
     # A process that has imported torch once is copied for every exercise; elsewhere each starts anew, some seconds slower.
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
-        context.set_forkserver_preload(["torch", "pytest", "transformers.models.gpt2.modeling_gpt2"])
+        context.set_forkserver_preload(
+            ["torch", "pytest", "transformers.models.gpt2.modeling_gpt2"]
+        )
     os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
     if options.all:
         grade_all(folder, options.table, options.seconds, options.jobs, context)

@@ -36,11 +36,23 @@ EXERCISES = {
     7: {"dpo": ("loss",), "bandit": ("dpo_point",)},
     8: {},
 }
-MODULES = ("policy", "ipo", "ipo_md", "nash_md", "sampler", "dpo", "bandit")  # in the order of their imports
-HANDOUT = (ROOT / "HANDOUT").exists()  # a folder that grade.py --handout wrote: the reference has no solutions
+MODULES = (
+    "policy",
+    "ipo",
+    "ipo_md",
+    "nash_md",
+    "sampler",
+    "dpo",
+    "bandit",
+)  # in the order of their imports
+HANDOUT = (
+    ROOT / "HANDOUT"
+).exists()  # a folder that grade.py --handout wrote: the reference has no solutions
 ANSWERS = {7: "predictions.json", 8: "diagnosis.json"}  # what is handed in besides code
 
-SOLUTIONS = {item for exercise in EXERCISES.values() for graded in exercise.values() for item in graded}
+SOLUTIONS = {
+    item for exercise in EXERCISES.values() for graded in exercise.values() for item in graded
+}
 
 pristine = {}  # module name -> its names as the reference defines them
 place = {"folder": None}
@@ -62,8 +74,13 @@ def lay(folder, exercise):
         vars(sys.modules[name]).update(content)
     place["folder"] = folder
     wanted = EXERCISES[exercise]
-    if HANDOUT:  # no reference for the earlier exercises: all of the student's functions, whatever is graded
-        wanted = {name: [item for graded in EXERCISES.values() for item in graded.get(name, ())] for name in MODULES}
+    if (
+        HANDOUT
+    ):  # no reference for the earlier exercises: all of the student's functions, whatever is graded
+        wanted = {
+            name: [item for graded in EXERCISES.values() for item in graded.get(name, ())]
+            for name in MODULES
+        }
     for name, graded in wanted.items():
         module = importlib.import_module(name)
         reference = pristine.setdefault(name, dict(vars(module)))
@@ -78,7 +95,9 @@ def lay(folder, exercise):
         finally:
             # In a handout even an import such as bandit's mixture is without its solution: the student's own stays.
             kept = SOLUTIONS if HANDOUT else graded
-            vars(module).update({item: value for item, value in reference.items() if item not in kept})
+            vars(module).update(
+                {item: value for item, value in reference.items() if item not in kept}
+            )
 
 
 def answers(exercise):
@@ -99,17 +118,29 @@ def without_solutions(source, graded):
     """
     lines, edits = source.splitlines(), []
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and (node.name in graded or node.name == "worked_example"):
+        if isinstance(node, ast.FunctionDef) and (
+            node.name in graded or node.name == "worked_example"
+        ):
             has_docstring = ast.get_docstring(node) is not None
             body = node.body[1:] if has_docstring else node.body
             edits.append(
-                (body[0].lineno, node.end_lineno, [f'    raise NotImplementedError("Exercise {graded.get(node.name, "")}")'])
+                (
+                    body[0].lineno,
+                    node.end_lineno,
+                    [f'    raise NotImplementedError("Exercise {graded.get(node.name, "")}")'],
+                )
             )
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in graded:
             edits.append((node.lineno, node.end_lineno, [f"{node.targets[0].id} = None"]))
         elif isinstance(node, ast.ImportFrom) and any(alias.name in graded for alias in node.names):
             kept = [alias.name for alias in node.names if alias.name not in graded]
-            edits.append((node.lineno, node.end_lineno, [f"from {node.module} import {', '.join(kept)}"] if kept else []))
+            edits.append(
+                (
+                    node.lineno,
+                    node.end_lineno,
+                    [f"from {node.module} import {', '.join(kept)}"] if kept else [],
+                )
+            )
     for first, last, replacement in reversed(edits):
         # Comments between a docstring and the first statement may tell the solution, too.
         while lines[first - 2].lstrip().startswith("#"):

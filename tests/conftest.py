@@ -17,7 +17,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits, and on a busy machine for long
+torch.set_num_threads(
+    1
+)  # the models are tiny: a second thread only waits, and on a busy machine for long
 
 import adapters  # noqa: E402  it needs the path above
 
@@ -67,7 +69,9 @@ def pytest_runtest_protocol(item):
     graded = exercise_of(item)
     if graded:  # noted before it runs: a test that takes the process with it counts 0
         number, of = graded
-        item.config.points[item.nodeid] = dict(exercise=number, test=item.name, of=of, points=0, message="did not finish")
+        item.config.points[item.nodeid] = dict(
+            exercise=number, test=item.name, of=of, points=0, message="did not finish"
+        )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,7 +80,11 @@ def pytest_runtest_makereport(item, call):
     entry = item.config.points.get(item.nodeid)
     if entry and report.failed:
         entry["points"], error = 0, call.excinfo
-        entry["message"] = str(error.value) if error.type is AssertionError else f"{error.type.__name__}: {error.value}"
+        entry["message"] = (
+            str(error.value)
+            if error.type is AssertionError
+            else f"{error.type.__name__}: {error.value}"
+        )
     elif entry and report.when == "call" and report.passed:
         entry["points"], entry["message"] = entry["of"], ""
     return report
@@ -85,7 +93,10 @@ def pytest_runtest_makereport(item, call):
 def totals(points):
     """Exercise -> (points, of) over the entries."""
     return {
-        number: tuple(sum(entry[key] for entry in points if entry["exercise"] == number) for key in ("points", "of"))
+        number: tuple(
+            sum(entry[key] for entry in points if entry["exercise"] == number)
+            for key in ("points", "of")
+        )
         for number in sorted({entry["exercise"] for entry in points})
     }
 
@@ -93,7 +104,9 @@ def totals(points):
 def pytest_sessionfinish(session):
     if getattr(session.config.option, "report", None):
         points = list(session.config.points.values())
-        sums = {str(number): dict(points=got, of=of) for number, (got, of) in totals(points).items()}
+        sums = {
+            str(number): dict(points=got, of=of) for number, (got, of) in totals(points).items()
+        }
         Path(session.config.option.report).write_text(
             json.dumps(dict(exercises=sums, tests=points), indent=1), encoding="utf-8"
         )
@@ -105,7 +118,9 @@ def pytest_terminal_summary(terminalreporter, config):
     write, points = terminalreporter.write_line, list(config.points.values())
     for entry in points:
         if entry["message"]:
-            write(f"\nExercise {entry['exercise']}, {entry['test']}: {entry['points']} of {entry['of']}\n{entry['message']}")
+            write(
+                f"\nExercise {entry['exercise']}, {entry['test']}: {entry['points']} of {entry['of']}\n{entry['message']}"
+            )
     write("\nexercise                                          points")
     for number, (got, of) in totals(points).items():
         write(f"{number}  {adapters.TITLES[number]:<46}{got:3} of {of}")

@@ -17,7 +17,14 @@ import summaries  # noqa: E402
 def supervised_samples(task, reference, count=1000, responses=3):
     """Texts of validation posts and of the supervised policy's responses: [(post, [response, ...]), ...]."""
     prompt = task.prompts("validation", 1, count)
-    drawn = sampler.sample(reference, None, prompt, (0.0,) * responses, data.generator(0, "gates", 0), task.max_response)
+    drawn = sampler.sample(
+        reference,
+        None,
+        prompt,
+        (0.0,) * responses,
+        data.generator(0, "gates", 0),
+        task.max_response,
+    )
     texts, posts = task.judge.read(drawn), task.judge.read(prompt)
     return [(post, texts[row::count]) for row, post in enumerate(posts)]
 
@@ -37,7 +44,10 @@ def task_gates(samples):
         for response in responses:
             if summaries.qualities(post, response)["real"]:
                 word = summaries.mentions(post)[0]
-                degenerate += [panel(post, response, bad) for bad in ("", f"{word} , {word}", " ".join([word] * 9))]
+                degenerate += [
+                    panel(post, response, bad)
+                    for bad in ("", f"{word} , {word}", " ".join([word] * 9))
+                ]
         for a, b in itertools.combinations(responses, 2):
             less = len(b.split()) - len(a.split())
             if less and panel(post, a, b) != 0.5:
@@ -62,7 +72,11 @@ def gates(options):
     chosen = train.arguments(["--stages", options.stages])
     task, start, data_hash = train.open_data(chosen)
     reference, path = train.supervised(chosen, task, start, data_hash)
-    numbers = train.read_json(os.path.join(train.preference(chosen, task, reference, path, "preference")[1], "accuracy.json"))
+    numbers = train.read_json(
+        os.path.join(
+            train.preference(chosen, task, reference, path, "preference")[1], "accuracy.json"
+        )
+    )
     for name, value, least in task_gates(supervised_samples(task, reference)):
         show(name, value, least)
     baseline = max(numbers["shorter_wins"], numbers["longer_wins"])
@@ -70,10 +84,16 @@ def gates(options):
     show("preference model: mean |p_hat - p|", numbers["error"], most=0.20)
     for loss, seed in itertools.product(("ipo", "ipo_md"), range(options.seeds)):
         out = os.path.join(os.path.dirname(options.stages), f"{loss}-seed{seed}")
-        if train.main(["--loss", loss, "--seed", str(seed), "--stages", options.stages, "--out", out]):
+        if train.main(
+            ["--loss", loss, "--seed", str(seed), "--stages", options.stages, "--out", out]
+        ):
             return 2
         result = train.read_json(os.path.join(out, "summary.json"))
-        show(f"{loss}, seed {seed}: win rate (se {result['win_rate_se']:.3f})", result["win_rate"], 0.72)
+        show(
+            f"{loss}, seed {seed}: win rate (se {result['win_rate_se']:.3f})",
+            result["win_rate"],
+            0.72,
+        )
         show("  KL to the reference, nats", result["kl"], 0.5)
         show("  KL to the reference, nats", result["kl"], most=10)
         show("  unfinished", result["unfinished"], most=0.02)
@@ -87,7 +107,11 @@ def main():
     """Prints the gates; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="alignment seeds (default 3)")
-    parser.add_argument("--stages", default="runs/stages", help="the shared stages (default runs/stages); runs go beside them")
+    parser.add_argument(
+        "--stages",
+        default="runs/stages",
+        help="the shared stages (default runs/stages); runs go beside them",
+    )
     return gates(parser.parse_args())
 
 

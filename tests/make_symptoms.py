@@ -46,7 +46,9 @@ def per_token(logp, logp_other, ref_logp, ref_logp_other, p, tau):
 
 def through_the_sampler(logp, logp_other, *rest):
     """The factor is 1; its gradient is that of the probability of drawing the pair."""
-    return ipo.loss(logp, logp_other, *rest) * torch.exp(logp - logp.detach() + logp_other - logp_other.detach())
+    return ipo.loss(logp, logp_other, *rest) * torch.exp(
+        logp - logp.detach() + logp_other - logp_other.detach()
+    )
 
 
 BUGS = {  # name -> (loss, beta): beta = 1 draws the pairs from the reference
@@ -54,7 +56,10 @@ BUGS = {  # name -> (loss, beta): beta = 1 draws the pairs from the reference
     "winner and loser swapped": (lambda a, b, c, d, p, tau: ipo.loss(a, b, c, d, 1 - p, tau), 0.0),
     "target is 1/tau": (lambda a, b, c, d, p, tau: ipo.loss(a, b, c, d, p, tau / 2), 0.0),
     "mean over tokens instead of sum": (per_token, 0.0),
-    "reference is the policy itself": (lambda a, b, c, d, p, tau: ipo.loss(a, b, a.detach(), b.detach(), p, tau), 0.0),
+    "reference is the policy itself": (
+        lambda a, b, c, d, p, tau: ipo.loss(a, b, a.detach(), b.detach(), p, tau),
+        0.0,
+    ),
     "sampling weights differentiated": (through_the_sampler, 0.0),
     "pairs from the reference": (ipo.loss, 1.0),
 }
@@ -62,10 +67,17 @@ BUGS = {  # name -> (loss, beta): beta = 1 draws the pairs from the reference
 
 def program_h(name, log_pi, log_ref):
     """The mean |h| over drawn pairs, as the program with the bug computes it."""
-    scale, reference = 1 / LENGTHS if name.startswith("mean") else 1.0, log_pi if name.startswith("reference") else log_ref
+    scale, reference = (
+        1 / LENGTHS if name.startswith("mean") else 1.0,
+        log_pi if name.startswith("reference") else log_ref,
+    )
     ratio = scale * (log_pi - reference)
     law = (log_ref if name.startswith("pairs") else log_pi).exp()
-    return (law[:, :, None] * law[:, None] * (ratio[:, :, None] - ratio[:, None]).abs()).sum((1, 2)).mean()
+    return (
+        (law[:, :, None] * law[:, None] * (ratio[:, :, None] - ratio[:, None]).abs())
+        .sum((1, 2))
+        .mean()
+    )
 
 
 def record(w, name, steps):
@@ -77,8 +89,19 @@ def record(w, name, steps):
         own_loss = bandit.expected_loss(method, log_pi, w.log_ref, w.preferences, TAU, beta).mean()
         wins = (log_pi.exp() * bandit.win_rate(w.preferences, w.log_ref)).sum(-1).mean()
         gap = bandit.duality_gap(log_pi, w.preferences, w.log_ref, TAU).mean()
-        entropy, length = -(log_pi.exp() * log_pi).sum(-1).mean(), (log_pi.exp() * LENGTHS).sum(-1).mean()
-        row = own_loss, program_h(name, log_pi, w.log_ref), bandit.kl(log_pi, w.log_ref).mean(), wins, gap, entropy, length
+        entropy, length = (
+            -(log_pi.exp() * log_pi).sum(-1).mean(),
+            (log_pi.exp() * LENGTHS).sum(-1).mean(),
+        )
+        row = (
+            own_loss,
+            program_h(name, log_pi, w.log_ref),
+            bandit.kl(log_pi, w.log_ref).mean(),
+            wins,
+            gap,
+            entropy,
+            length,
+        )
         yield min(20 * index, steps), *(float(f"{value.item():.5g}") for value in row)
 
 

@@ -23,7 +23,12 @@ def mistake(exercise, name, hint, *targets):
 
     def register(function):
         MISTAKES.append(
-            SimpleNamespace(exercise=exercise, name=name, hint=hint, parts={target: function for target in targets})
+            SimpleNamespace(
+                exercise=exercise,
+                name=name,
+                hint=hint,
+                parts={target: function for target in targets},
+            )
         )
         return function
 
@@ -74,7 +79,12 @@ def _(margin):
     return 0.5 + margin * torch.eye(3).double().roll(1, 1)
 
 
-@mistake(1, "Bradley-Terry: sign", "the higher reward must win: sigmoid(r_i - r_j), i the row", "bandit.bradley_terry")
+@mistake(
+    1,
+    "Bradley-Terry: sign",
+    "the higher reward must win: sigmoid(r_i - r_j), i the row",
+    "bandit.bradley_terry",
+)
 def _(rewards):
     return torch.sigmoid(rewards[None] - rewards[:, None])
 
@@ -147,7 +157,12 @@ def _(logp, logp_other, ref_logp, ref_logp_other):
     return logp - logp_other
 
 
-@mistake(2, "h: detached", "h carries no gradient: detach what samples, not what is learned", "ipo.log_ratio_gap")
+@mistake(
+    2,
+    "h: detached",
+    "h carries no gradient: detach what samples, not what is learned",
+    "ipo.log_ratio_gap",
+)
 def _(logp, logp_other, ref_logp, ref_logp_other):
     return ((logp - ref_logp) - (logp_other - ref_logp_other)).detach()
 
@@ -164,14 +179,20 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
 
 
 @mistake(
-    2, "IPO: target 1/tau", "the target is 1/(2 tau), a certain preference 1 - 1/2 over tau; here it is 1/tau", "ipo.loss"
+    2,
+    "IPO: target 1/tau",
+    "the target is 1/(2 tau), a certain preference 1 - 1/2 over tau; here it is 1/tau",
+    "ipo.loss",
 )
 def _(*arguments):
     return squared(arguments, arguments[4], 1 / arguments[5])
 
 
 @mistake(
-    2, "IPO: target tau/2", "tau divides in the target: 1/(2 tau). A larger tau must pull harder towards pi_ref", "ipo.loss"
+    2,
+    "IPO: target tau/2",
+    "tau divides in the target: 1/(2 tau). A larger tau must pull harder towards pi_ref",
+    "ipo.loss",
 )
 def _(*arguments):
     return squared(arguments, arguments[4], arguments[5] / 2)
@@ -187,7 +208,12 @@ def _(*arguments):
     return squared(arguments, 1 - arguments[4], 1 / (2 * arguments[5]))
 
 
-@mistake(2, "IPO: hard label", "the label was rounded to a winner: weight both orders, by p and 1 - p", "ipo.loss")
+@mistake(
+    2,
+    "IPO: hard label",
+    "the label was rounded to a winner: weight both orders, by p and 1 - p",
+    "ipo.loss",
+)
 def _(*arguments):
     return squared(arguments, (arguments[4] > 0.5).double(), 1 / (2 * arguments[5]))
 
@@ -202,7 +228,12 @@ def _(*arguments):
     return 2 * squared(arguments, arguments[4], 1 / (2 * arguments[5]))
 
 
-@mistake(2, "IPO: mean over the batch", "the loss returns one value a pair; the caller weights and averages", "ipo.loss")
+@mistake(
+    2,
+    "IPO: mean over the batch",
+    "the loss returns one value a pair; the caller weights and averages",
+    "ipo.loss",
+)
 def _(*arguments):
     return squared(arguments, arguments[4], 1 / (2 * arguments[5])).mean()
 
@@ -221,14 +252,21 @@ def _(*arguments):
 # Exercise 3
 
 
-@mistake(3, "KL: reversed", "this is KL(pi_ref, pi): the first argument is the law of the expectation", "bandit.kl")
+@mistake(
+    3,
+    "KL: reversed",
+    "this is KL(pi_ref, pi): the first argument is the law of the expectation",
+    "bandit.kl",
+)
 def _(log_pi, log_other):
     return (log_other.exp() * (log_other - log_pi)).sum(-1)
 
 
 def answer(preferences, log_ref, tau, log_opponent):
     """The best response, for the mistakes that need a right one."""
-    return torch.log_softmax(log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1)
+    return torch.log_softmax(
+        log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1
+    )
 
 
 @mistake(
@@ -248,21 +286,35 @@ def _(preferences, log_ref, tau, log_opponent):
     "bandit.respond",
 )
 def _(preferences, log_ref, tau, log_opponent):
-    return torch.log_softmax(log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] * tau, -1)
+    return torch.log_softmax(
+        log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] * tau, -1
+    )
 
 
-@mistake(3, "response: no reference", "pi_ref is missing in front of the exponential of eq 12", "bandit.respond")
+@mistake(
+    3,
+    "response: no reference",
+    "pi_ref is missing in front of the exponential of eq 12",
+    "bandit.respond",
+)
 def _(preferences, log_ref, tau, log_opponent):
     return torch.log_softmax((preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1)
 
 
 def one_side(log_pi, preferences, log_ref, tau):
     """What the best response to pi wins, less 1/2: half the duality gap."""
-    best = tau * torch.logsumexp(log_ref + (preferences @ log_pi.exp()[..., None])[..., 0] / tau, -1)
+    best = tau * torch.logsumexp(
+        log_ref + (preferences @ log_pi.exp()[..., None])[..., 0] / tau, -1
+    )
     return best + tau * (log_pi.exp() * (log_pi - log_ref)).sum(-1) - 0.5
 
 
-@mistake(3, "gap: one player", "exactly half: the gap adds what both players could gain", "bandit.duality_gap")
+@mistake(
+    3,
+    "gap: one player",
+    "exactly half: the gap adds what both players could gain",
+    "bandit.duality_gap",
+)
 def _(log_pi, preferences, log_ref, tau):
     return one_side(log_pi, preferences, log_ref, tau)
 
@@ -274,7 +326,9 @@ def _(log_pi, preferences, log_ref, tau):
     "bandit.duality_gap",
 )
 def _(log_pi, preferences, log_ref, tau):
-    return 2 * one_side(log_pi, preferences, log_ref, tau) - 2 * tau * (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+    return 2 * one_side(log_pi, preferences, log_ref, tau) - 2 * tau * (
+        log_pi.exp() * (log_pi - log_ref)
+    ).sum(-1)
 
 
 @mistake(
@@ -320,7 +374,9 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     log_pi = log_ref
     for _ in range(3000):  # damped enough for every game here
-        log_pi = torch.log_softmax(0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1)
+        log_pi = torch.log_softmax(
+            0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1
+        )
     return log_pi
 
 
@@ -328,7 +384,10 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
 
 
 @mistake(
-    4, "mixture: weight inverted", "beta is the weight of the reference: beta = 0 must give the policy", "ipo_md.mixture"
+    4,
+    "mixture: weight inverted",
+    "beta is the weight of the reference: beta = 0 must give the policy",
+    "ipo_md.mixture",
 )
 def _(log_pi, log_ref, beta):
     return torch.log_softmax(beta * log_pi + (1 - beta) * log_ref, -1)
@@ -344,12 +403,19 @@ def _(log_pi, log_ref, beta):
     return ((1 - beta) * log_pi.exp() + beta * log_ref.exp()).log()
 
 
-@mistake(4, "mixture: unnormalised", "the probabilities do not sum to 1: Z is missing", "ipo_md.mixture")
+@mistake(
+    4, "mixture: unnormalised", "the probabilities do not sum to 1: Z is missing", "ipo_md.mixture"
+)
 def _(log_pi, log_ref, beta):
     return (1 - beta) * log_pi + beta * log_ref
 
 
-@mistake(4, "mix: weights forgotten", "the models' logits were added without their weights 1 - beta and beta", "sampler.mix")
+@mistake(
+    4,
+    "mix: weights forgotten",
+    "the models' logits were added without their weights 1 - beta and beta",
+    "sampler.mix",
+)
 def _(streams, rows):
     mixed = torch.zeros(rows, streams[0].logits.shape[1], dtype=streams[0].logits.dtype)
     for stream in streams:
@@ -357,19 +423,33 @@ def _(streams, rows):
     return mixed
 
 
-@mistake(4, "draw: greedy", "the most probable token was taken every time; a sampler draws", "sampler.draw")
+@mistake(
+    4,
+    "draw: greedy",
+    "the most probable token was taken every time; a sampler draws",
+    "sampler.draw",
+)
 def _(logits, uniform):
     return logits.argmax(-1)
 
 
-@mistake(4, "draw: temperature 2", "the logits were halved (temperature 2): the losses assume temperature 1", "sampler.draw")
+@mistake(
+    4,
+    "draw: temperature 2",
+    "the logits were halved (temperature 2): the losses assume temperature 1",
+    "sampler.draw",
+)
 def _(logits, uniform):
     cumulative = torch.softmax(logits / 2, -1).cumsum(-1)
-    return torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0].clamp(
+        max=logits.shape[1] - 1
+    )
 
 
 def sample_wrongly(
-    break_mask=lambda ids, mask, end: mask, break_beta=lambda beta: beta, break_finished=lambda finished: finished
+    break_mask=lambda ids, mask, end: mask,
+    break_beta=lambda beta: beta,
+    break_finished=lambda finished: finished,
 ):
     """A slow sampler without caches, with one place to break it."""
 
@@ -381,10 +461,14 @@ def sample_wrongly(
         weight, width, end = break_beta(weight), ids.shape[1], policy.config.eos_token_id
         running = torch.ones(len(ids), dtype=torch.bool)
         for _ in range(max_tokens):
-            extra = dict(attention_mask=mask.long(), position_ids=(mask.long().cumsum(1) - 1).clamp(min=0))
+            extra = dict(
+                attention_mask=mask.long(), position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)
+            )
             logits = [model(input_ids=ids, **extra).logits[:, -1] for model in (policy, reference)]
             token = torch.multinomial(
-                torch.softmax((1 - weight) * logits[0] + weight * logits[1], -1), 1, generator=generator
+                torch.softmax((1 - weight) * logits[0] + weight * logits[1], -1),
+                1,
+                generator=generator,
             )
             ids, mask = (
                 torch.cat([ids, torch.where(running[:, None], token, end)], 1),
@@ -430,7 +514,9 @@ also(
 
 def scores(model, prompt, response, prompt_positions=True):
     """log-probability of every token of prompt and response given what is before it, [B, P + T - 1], and its mask."""
-    ids, mask = (torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True))
+    ids, mask = (
+        torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True)
+    )
     extra = dict(position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)) if prompt_positions else {}
     logits = model(input_ids=ids, attention_mask=mask.long(), **extra).logits[:, :-1]
     return torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0], mask[:, 1:]
@@ -442,7 +528,10 @@ def response_scores(model, prompt, response, **extra):
 
 
 @mistake(
-    5, "log-probability: mean over tokens", "this is the mean over the tokens; the theory needs the sum", "policy.log_prob"
+    5,
+    "log-probability: mean over tokens",
+    "this is the mean over the tokens; the theory needs the sum",
+    "policy.log_prob",
 )
 def _(model, prompt, response):
     return response_scores(model, prompt, response).sum(1) / response[1].sum(1)
@@ -468,7 +557,10 @@ also(
     5,
     "log-probability: EOS dropped",
     "the end-of-text token was left out of the sum: ending is a decision of the policy",
-    {"policy.token_log_probs": without_end, "policy.log_prob": lambda *arguments: without_end(*arguments).sum(1)},
+    {
+        "policy.token_log_probs": without_end,
+        "policy.log_prob": lambda *arguments: without_end(*arguments).sum(1),
+    },
 )
 
 
@@ -490,8 +582,14 @@ also(
 
 def shifted(model, prompt, response):
     """The logits at a token's own place instead of the place before."""
-    ids, mask = (torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True))
-    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)).logits
+    ids, mask = (
+        torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True)
+    )
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
+    ).logits
     every = torch.log_softmax(logits, -1).gather(2, ids[..., None])[..., 0]
     return every[:, prompt[0].shape[1] :] * response[1]
 
@@ -500,7 +598,10 @@ also(
     5,
     "log-probability: off by one",
     "the logits at a position predict the next token, not the one that stands there",
-    {"policy.token_log_probs": shifted, "policy.log_prob": lambda *arguments: shifted(*arguments).sum(1)},
+    {
+        "policy.token_log_probs": shifted,
+        "policy.log_prob": lambda *arguments: shifted(*arguments).sum(1),
+    },
 )
 
 
@@ -520,14 +621,26 @@ for name, hint, advantage in (
         "the sign is wrong: descending on this loss makes losing answers likelier",
         lambda p, d, tau: -(p - 0.5 - tau * d),
     ),
-    ("Nash-MD-PG: no 1/2", "the baseline 1/2 is missing: a draw must give no reward", lambda p, d, tau: p - tau * d),
-    ("Nash-MD-PG: no KL", "the KL term is missing: nothing holds the policy near pi_ref", lambda p, d, tau: p - 0.5 + 0 * d),
+    (
+        "Nash-MD-PG: no 1/2",
+        "the baseline 1/2 is missing: a draw must give no reward",
+        lambda p, d, tau: p - tau * d,
+    ),
+    (
+        "Nash-MD-PG: no KL",
+        "the KL term is missing: nothing holds the policy near pi_ref",
+        lambda p, d, tau: p - 0.5 + 0 * d,
+    ),
     (
         "Nash-MD-PG: KL with wrong sign",
         "the log-ratio is added; it must be subtracted, or the policy flees from pi_ref",
         lambda p, d, tau: p - 0.5 + tau * d,
     ),
-    ("Nash-MD-PG: KL twice", "the log-ratio counts twice: tau, not 2 tau", lambda p, d, tau: p - 0.5 - 2 * tau * d),
+    (
+        "Nash-MD-PG: KL twice",
+        "the log-ratio counts twice: tau, not 2 tau",
+        lambda p, d, tau: p - 0.5 - 2 * tau * d,
+    ),
     (
         "Nash-MD-PG: 1/tau",
         "tau multiplies the log-ratio here; IPO's target is what it divides",
@@ -551,7 +664,11 @@ def per_token(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """On log-probabilities [B, T] of tokens: each token's score weighted with its own log-ratio alone."""
     return (
         -(
-            (preference if torch.is_tensor(preference) and preference.ndim == 2 else torch.as_tensor(preference)[..., None])
+            (
+                preference
+                if torch.is_tensor(preference) and preference.ndim == 2
+                else torch.as_tensor(preference)[..., None]
+            )
             - 0.5
             - tau * (logp - ref_logp)
         ).detach()
@@ -576,12 +693,22 @@ also(
 # Exercise 6
 
 
-def expectation(method, log_pi, log_ref, preferences, tau, beta, mixture, detach=True, weigh=True, weight=None):
+def expectation(
+    method, log_pi, log_ref, preferences, tau, beta, mixture, detach=True, weigh=True, weight=None
+):
     """The expected loss over all pairs, with places to break it."""
-    laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta if weight is None else weight)}
+    laws = {
+        "policy": log_pi,
+        "mixture": mixture(log_pi, log_ref, beta if weight is None else weight),
+    }
     first, second = (laws[who].detach() if detach else laws[who] for who in method.PAIR)
     pairs = method.loss(
-        log_pi[..., :, None], log_pi[..., None, :], log_ref[..., :, None], log_ref[..., None, :], preferences, tau
+        log_pi[..., :, None],
+        log_pi[..., None, :],
+        log_ref[..., :, None],
+        log_ref[..., None, :],
+        preferences,
+        tau,
     )
     if not weigh:
         return pairs.mean((-2, -1))
@@ -609,7 +736,9 @@ also(
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, detach=False)
+    return expectation(
+        method, log_pi, log_ref, preferences, tau, beta, mixture or law, detach=False
+    )
 
 
 @mistake(
@@ -629,16 +758,28 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, weight=1 - beta)
-
-
-@mistake(6, "IPO-MD: beta taken for tau", "tau and beta are exchanged: beta mixes, tau regularises", "bandit.expected_loss")
-def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(method, log_pi, log_ref, preferences, beta or tau, tau if beta else 0.0, mixture or law)
+    return expectation(
+        method, log_pi, log_ref, preferences, tau, beta, mixture or law, weight=1 - beta
+    )
 
 
 @mistake(
-    6, "IPO-MD: every pair twice", "exactly 2x: the n x n pairs already hold (y, y') and (y', y)", "bandit.expected_loss"
+    6,
+    "IPO-MD: beta taken for tau",
+    "tau and beta are exchanged: beta mixes, tau regularises",
+    "bandit.expected_loss",
+)
+def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
+    return expectation(
+        method, log_pi, log_ref, preferences, beta or tau, tau if beta else 0.0, mixture or law
+    )
+
+
+@mistake(
+    6,
+    "IPO-MD: every pair twice",
+    "exactly 2x: the n x n pairs already hold (y, y') and (y', y)",
+    "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     return 2 * expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law)
@@ -674,7 +815,11 @@ for name, hint, wrong in (
         "winner and loser are exchanged: the loss must fall as h grows when p is near 1",
         lambda h, p, tau: logistic(-tau * h, p),
     ),
-    ("DPO: h over tau", "tau multiplies h in DPO; it divides in IPO's target", lambda h, p, tau: logistic(h / tau, p)),
+    (
+        "DPO: h over tau",
+        "tau multiplies h in DPO; it divides in IPO's target",
+        lambda h, p, tau: logistic(h / tau, p),
+    ),
     ("DPO: tau missing", "tau is missing: sigmoid(tau h)", lambda h, p, tau: logistic(h, p)),
     (
         "DPO: hard label",
@@ -684,10 +829,17 @@ for name, hint, wrong in (
     (
         "DPO: log of sigmoid",
         "log(sigmoid(z)) underflows for large |z|: use logsigmoid",
-        lambda h, p, tau: -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log(),
+        lambda h, p, tau: (
+            -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log()
+        ),
     ),
 ):
-    also(7, name, hint, {"dpo.loss": lambda a, b, c, d, p, tau, wrong=wrong: wrong((a - c) - (b - d), p, tau)})
+    also(
+        7,
+        name,
+        hint,
+        {"dpo.loss": lambda a, b, c, d, p, tau, wrong=wrong: wrong((a - c) - (b - d), p, tau)},
+    )
 
 
 @mistake(7, "DPO: no reference", "the reference is missing from h", "dpo.loss")
@@ -704,7 +856,9 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
 def _(preferences, log_ref, tau):
     log_pi = log_ref
     for _ in range(3000):
-        log_pi = torch.log_softmax(0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1)
+        log_pi = torch.log_softmax(
+            0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1
+        )
     return log_pi
 
 
@@ -738,4 +892,9 @@ also(
     "six runs, six different bugs: a name given twice counts for neither",
     {"adapters.answers": lambda exercise: dict.fromkeys(RUNS, "target is 1/tau")},
 )
-also(8, "diagnosis: empty", "no name was given", {"adapters.answers": lambda exercise: dict.fromkeys(RUNS)})
+also(
+    8,
+    "diagnosis: empty",
+    "no name was given",
+    {"adapters.answers": lambda exercise: dict.fromkeys(RUNS)},
+)

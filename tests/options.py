@@ -1,7 +1,11 @@
-"""The two options of the exercises, in a plug-in (.pytest.ini) so that pytest knows them before it reads the folders it is given."""
+"""The two options of the exercises, in a plug-in (pyproject.toml) so that pytest knows them before it reads the folders it is given."""
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("exercises")
-    group.addoption("--impl", metavar="DIR", help="grade this folder's files instead of the reference (--impl=DIR if it lies elsewhere)")
+    group.addoption(
+        "--impl",
+        metavar="DIR",
+        help="grade this folder's files instead of the reference (--impl=DIR if it lies elsewhere)",
+    )
     group.addoption("--report", metavar="FILE", help="write the exercises' points as JSON")

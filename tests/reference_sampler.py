@@ -16,8 +16,18 @@ END = 0
 def gpt2(seed, vocabulary=5, positions=24, spread=0.4, layers=2, dropout=0.0):
     """A random GPT-2 of width 16 in float64. spread: initializer_range, large enough that contexts and models differ."""
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_embd=16, n_layer=layers, n_head=2, initializer_range=spread,
-        bos_token_id=END, eos_token_id=END, pad_token_id=END, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+        vocab_size=vocabulary,
+        n_positions=positions,
+        n_embd=16,
+        n_layer=layers,
+        n_head=2,
+        initializer_range=spread,
+        bos_token_id=END,
+        eos_token_id=END,
+        pad_token_id=END,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -39,7 +49,9 @@ def constant_gpt2(log_law):
 def next_law(policy, reference, prefix, beta):
     """log of the mixture's law of the next token after a list of ids, [V], normalised."""
     ids = torch.tensor([prefix])
-    log_pi, log_ref = (torch.log_softmax(model(ids).logits[0, -1].double(), 0) for model in (policy, reference))
+    log_pi, log_ref = (
+        torch.log_softmax(model(ids).logits[0, -1].double(), 0) for model in (policy, reference)
+    )
     return torch.log_softmax((1 - beta) * log_pi + beta * log_ref, 0)
 
 
@@ -68,7 +80,9 @@ def every_response(policy, reference, prompt, beta, limit):
     for step in range(limit):
         following = {}
         for prefix, log_chance in open_.items():
-            for token, log_next in enumerate(next_law(policy, reference, prompt + list(prefix), beta).tolist()):
+            for token, log_next in enumerate(
+                next_law(policy, reference, prompt + list(prefix), beta).tolist()
+            ):
                 where = table if token == END or step == limit - 1 else following
                 where[(*prefix, token)] = log_chance + log_next
         open_ = following

@@ -18,9 +18,29 @@ import data
 import policy as policies
 import train
 
-FEW = ["--supervised-steps", "2", "--preference-steps", "2", "--steps", "1", "--batch-size", "4", "--eval-prompts", "4", "--device", "cpu",
-       "--max-prompt-tokens", "24", "--max-response-tokens", "6"]
-GOOD = dict(demos=dict(prompt="p", completion=" c"), comparisons=dict(prompt="p", chosen=" a", rejected=" b"), prompts=dict(prompt="p"))
+FEW = [
+    "--supervised-steps",
+    "2",
+    "--preference-steps",
+    "2",
+    "--steps",
+    "1",
+    "--batch-size",
+    "4",
+    "--eval-prompts",
+    "4",
+    "--device",
+    "cpu",
+    "--max-prompt-tokens",
+    "24",
+    "--max-response-tokens",
+    "6",
+]
+GOOD = dict(
+    demos=dict(prompt="p", completion=" c"),
+    comparisons=dict(prompt="p", chosen=" a", rejected=" b"),
+    prompts=dict(prompt="p"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +58,10 @@ def files(tmp_path_factory):
     """Good files of each layout, a policy's folder and a tokenizer's, all of one vocabulary."""
     folder = tmp_path_factory.mktemp("files")
     demos, compared = records(240)
-    made = {name: write(folder / f"{name}.jsonl", rows) for name, rows in (("demos", demos), ("comparisons", compared), ("prompts", demos[::-1]))}
+    made = {
+        name: write(folder / f"{name}.jsonl", rows)
+        for name, rows in (("demos", demos), ("comparisons", compared), ("prompts", demos[::-1]))
+    }
     tokenizer = policies.byte_tokenizer([row["prompt"] + row["completion"] for row in demos], 300)
     policies.build("tiny", tokenizer, 64, 0).save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
@@ -54,7 +77,19 @@ def fails(folder, capsys, argv, *expected):
     """One line, exit 2, not a byte changed."""
     before = content(folder)
     capsys.readouterr()
-    assert train.main([*FEW, "--stages", str(folder / "stages"), "--out", str(folder / "run"), *map(str, argv)]) == 2
+    assert (
+        train.main(
+            [
+                *FEW,
+                "--stages",
+                str(folder / "stages"),
+                "--out",
+                str(folder / "run"),
+                *map(str, argv),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("train.py: error: "), error
     assert all(part in error for part in expected), error
@@ -73,25 +108,63 @@ FILES = {
     "a folder": ("x.jsonl/inner", lambda option: "", "no such file"),
     "wrong extension": ("x.tsv", lambda option: lines(option, {}), ".jsonl"),
     "no extension": ("x", lambda option: lines(option, {}), ".jsonl"),
-    "invalid UTF-8": ("x.jsonl", lambda option: lines(option, {}).encode() + b'{"prompt": "\xff"}\n', "line 2"),
+    "invalid UTF-8": (
+        "x.jsonl",
+        lambda option: lines(option, {}).encode() + b'{"prompt": "\xff"}\n',
+        "line 2",
+    ),
     "UTF-16": ("x.jsonl", lambda option: lines(option, {}).encode("utf-16"), "line 1"),
-    "broken JSON": ("x.jsonl", lambda option: lines(option, {}, {}) + '{"prompt": "p", \n', "line 3"),
-    "two objects in a line": ("x.jsonl", lambda option: lines(option, {}).strip() + lines(option, {}), "line 1"),
-    "an array instead of records": ("x.jsonl", lambda option: lines(option, {}) + '["p", "c"]\n', "line 2"),
+    "broken JSON": (
+        "x.jsonl",
+        lambda option: lines(option, {}, {}) + '{"prompt": "p", \n',
+        "line 3",
+    ),
+    "two objects in a line": (
+        "x.jsonl",
+        lambda option: lines(option, {}).strip() + lines(option, {}),
+        "line 1",
+    ),
+    "an array instead of records": (
+        "x.jsonl",
+        lambda option: lines(option, {}) + '["p", "c"]\n',
+        "line 2",
+    ),
     "a text instead of records": ("x.jsonl", lambda option: '"p"\n', "line 1"),
     "deep nesting": ("x.jsonl", lambda option: "[" * 100000 + "\n", "line 1"),
     "a number": ("x.jsonl", lambda option: lines(option, {}, {"prompt": 3}), "line 2"),
-    "a list": ("x.jsonl", lambda option: lines(option, {}, {"prompt": [{"role": "user"}]}), "line 2"),
+    "a list": (
+        "x.jsonl",
+        lambda option: lines(option, {}, {"prompt": [{"role": "user"}]}),
+        "line 2",
+    ),
     "null": ("x.jsonl", lambda option: lines(option, {}, {}, {"prompt": None}), "line 3"),
     "empty prompt": ("x.jsonl", lambda option: lines(option, {}, {"prompt": " \n"}), "line 2"),
-    "half a surrogate pair": ("x.jsonl", lambda option: lines(option, {}) + lines(option, {"prompt": "PAIR"}).replace("PAIR", "\\ud83d"), "line 2"),
+    "half a surrogate pair": (
+        "x.jsonl",
+        lambda option: (
+            lines(option, {}) + lines(option, {"prompt": "PAIR"}).replace("PAIR", "\\ud83d")
+        ),
+        "line 2",
+    ),
     "missing field": ("x.jsonl", lambda option: lines(option, {}) + '{"text": "p"}\n', "line 2"),
-    "number in a .json": ("x.json", lambda option: json.dumps([GOOD[option], GOOD[option] | {"prompt": ""}]), "record 2"),
+    "number in a .json": (
+        "x.json",
+        lambda option: json.dumps([GOOD[option], GOOD[option] | {"prompt": ""}]),
+        "record 2",
+    ),
     "no record in a .json": ("x.json", lambda option: "[]", "x.json"),
     "missing column in a .csv": ("x.csv", lambda option: "text,label\na,b\n", "prompt"),
-    "ragged .csv": ("x.csv", lambda option: ",".join(GOOD[option]) + "\n" + "a,b,c,d,e,f\n" * 2, "line 2"),
+    "ragged .csv": (
+        "x.csv",
+        lambda option: ",".join(GOOD[option]) + "\n" + "a,b,c,d,e,f\n" * 2,
+        "line 2",
+    ),
     "text named .parquet": ("x.parquet", lambda option: lines(option, {}), "x.parquet"),
-    "too few": ("x.jsonl", lambda option: lines(option, *[{"prompt": f"p{k}"} for k in range(3)]), "more records"),
+    "too few": (
+        "x.jsonl",
+        lambda option: lines(option, *[{"prompt": f"p{k}"} for k in range(3)]),
+        "more records",
+    ),
 }
 
 
@@ -108,23 +181,65 @@ def test_bad_files(tmp_path, capsys, files, option, case):
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     given = {key: files[key] for key in GOOD} | {option: tmp_path / name.split("/")[0]}
     where = ["more records"] if case == "too few" else [f"--{option}", name.split("/")[0], expected]
-    fails(tmp_path, capsys, [part for key, path in given.items() for part in (f"--{key}", path)], *where)
+    fails(
+        tmp_path,
+        capsys,
+        [part for key, path in given.items() for part in (f"--{key}", path)],
+        *where,
+    )
 
 
 FOLDERS = {
     "policy missing": ("policy", shutil.rmtree, "no such folder"),
-    "policy without weights": ("policy", lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    "policy without weights": (
+        "policy",
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "model.safetensors",
+    ),
     "policy without config": ("policy", lambda folder: (folder / "config.json").unlink(), "policy"),
-    "weights cut short": ("policy", lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 20), "policy"),
+    "weights cut short": (
+        "policy",
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 20),
+        "policy",
+    ),
     "weights of another shape": ("policy", lambda folder: reshape(folder), "policy"),
-    "weights of other names": ("policy", lambda folder: save_file({"x": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"}), "weights"),
-    "a pickle instead": ("policy", lambda folder: ((folder / "model.safetensors").unlink(), torch.save({}, folder / "pytorch_model.bin")), "safetensors"),
-    "another architecture": ("policy", lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "policy"),
-    "policy without tokenizer": ("policy", lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "tokenizer"),
+    "weights of other names": (
+        "policy",
+        lambda folder: save_file(
+            {"x": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"}
+        ),
+        "weights",
+    ),
+    "a pickle instead": (
+        "policy",
+        lambda folder: (
+            (folder / "model.safetensors").unlink(),
+            torch.save({}, folder / "pytorch_model.bin"),
+        ),
+        "safetensors",
+    ),
+    "another architecture": (
+        "policy",
+        lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
+        "policy",
+    ),
+    "policy without tokenizer": (
+        "policy",
+        lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+        "tokenizer",
+    ),
     "context too short": ("policy", lambda folder: None, "positions"),
     "tokenizer missing": ("tokenizer", shutil.rmtree, "tokenizer"),
-    "tokenizer empty": ("tokenizer", lambda folder: [path.unlink() for path in folder.iterdir()], "tokenizer"),
-    "tokenizer broken": ("tokenizer", lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
+    "tokenizer empty": (
+        "tokenizer",
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        "tokenizer",
+    ),
+    "tokenizer broken": (
+        "tokenizer",
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "tokenizer",
+    ),
     "tokenizer without end-of-text": ("tokenizer", lambda folder: endless(folder), "end-of-text"),
 }
 
@@ -138,7 +253,11 @@ def reshape(folder):
 def endless(folder):
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
-            kept = {key: value for key, value in json.loads((folder / name).read_text()).items() if key not in ("eos_token", "pad_token")}
+            kept = {
+                key: value
+                for key, value in json.loads((folder / name).read_text()).items()
+                if key not in ("eos_token", "pad_token")
+            }
             (folder / name).write_text(json.dumps(kept))
 
 
@@ -148,13 +267,21 @@ def test_bad_folders(tmp_path, capsys, files, case):
     shutil.copytree(files[option], tmp_path / option)
     spoil(tmp_path / option)
     long = ["--max-prompt-tokens", "60"] if case == "context too short" else []
-    fails(tmp_path, capsys, ["--comparisons", files["comparisons"], f"--{option}", tmp_path / option, *long], expected)
+    fails(
+        tmp_path,
+        capsys,
+        ["--comparisons", files["comparisons"], f"--{option}", tmp_path / option, *long],
+        expected,
+    )
 
 
 OPTIONS = {
     "demos without comparisons": (["--demos", "{demos}"], "--comparisons"),
     "prompts without comparisons": (["--prompts", "{prompts}"], "--comparisons"),
-    "tokenizer beside a policy": (["--comparisons", "{comparisons}", "--policy", "{policy}", "--tokenizer", "{tokenizer}"], "--tokenizer"),
+    "tokenizer beside a policy": (
+        ["--comparisons", "{comparisons}", "--policy", "{policy}", "--tokenizer", "{tokenizer}"],
+        "--tokenizer",
+    ),
     "policy with the built-in task": (["--policy", "{policy}"], "--policy"),
     "beta for ipo": (["--loss", "ipo", "--beta", "0.5"], "--beta"),
     "offline nash_md": (["--loss", "nash_md", "--offline"], "--offline"),
@@ -193,10 +320,27 @@ HANDLED = {  # the file's bytes, made from its rows; what the screen must say
     "no newline at the end": (lambda text: text.strip().encode(), [], ""),
     "extra fields": (str.encode, [{"note": 1}, {"note": "x"}], ""),
     "duplicate prompts": (str.encode, [{"prompt": "post 5"}] * 20, ""),
-    "identical chosen and rejected": (str.encode, [{"chosen": " same", "rejected": " same"}] * 3, "3 comparisons of two equal responses are left out"),
-    "a prompt longer than the context": (str.encode, [{"prompt": f"{k} " * 500} for k in range(60)], "were cut from the left"),
-    "emoji and other scripts": (str.encode, [{"prompt": "😀 你好 عربى", "chosen": " 👍🏽", "rejected": " ไม่"}] * 5, ""),
-    "end-of-text spelled out": (str.encode, [{"prompt": "a <|endoftext|> b", "chosen": " <|endoftext|> x", "rejected": "<|endoftext|>"}] * 5, ""),
+    "identical chosen and rejected": (
+        str.encode,
+        [{"chosen": " same", "rejected": " same"}] * 3,
+        "3 comparisons of two equal responses are left out",
+    ),
+    "a prompt longer than the context": (
+        str.encode,
+        [{"prompt": f"{k} " * 500} for k in range(60)],
+        "were cut from the left",
+    ),
+    "emoji and other scripts": (
+        str.encode,
+        [{"prompt": "😀 你好 عربى", "chosen": " 👍🏽", "rejected": " ไม่"}] * 5,
+        "",
+    ),
+    "end-of-text spelled out": (
+        str.encode,
+        [{"prompt": "a <|endoftext|> b", "chosen": " <|endoftext|> x", "rejected": "<|endoftext|>"}]
+        * 5,
+        "",
+    ),
     "control characters": (str.encode, [{"prompt": "a\u0000b\u2028c"}], ""),
 }
 
@@ -204,11 +348,27 @@ HANDLED = {  # the file's bytes, made from its rows; what the screen must say
 @pytest.mark.parametrize("case", HANDLED)
 def test_what_is_handled(tmp_path, capsys, case):
     encode, changes, said = HANDLED[case]
-    (tmp_path / "c.jsonl").write_bytes(encode("".join(json.dumps(row) + "\n" for row in rows_with(changes))))
-    argv = [*FEW, "--stages", str(tmp_path / "stages"), "--out", str(tmp_path / "run"), "--comparisons", str(tmp_path / "c.jsonl"), "--loss", "ipo"]
+    (tmp_path / "c.jsonl").write_bytes(
+        encode("".join(json.dumps(row) + "\n" for row in rows_with(changes)))
+    )
+    argv = [
+        *FEW,
+        "--stages",
+        str(tmp_path / "stages"),
+        "--out",
+        str(tmp_path / "run"),
+        "--comparisons",
+        str(tmp_path / "c.jsonl"),
+        "--loss",
+        "ipo",
+    ]
     assert train.main(argv) == 0
     out = capsys.readouterr().out
-    assert said in out and (said or "warning" not in out) and (tmp_path / "run" / "summary.json").exists()
+    assert (
+        said in out
+        and (said or "warning" not in out)
+        and (tmp_path / "run" / "summary.json").exists()
+    )
 
 
 def test_no_end_of_text_inside_a_text():
@@ -225,7 +385,24 @@ def broken(rng, text):
     """A few random edits of a file's bytes: cut, doubled, replaced by another piece of it or by something that looks like syntax."""
     for _ in range(rng.randrange(1, 4)):
         at, length = rng.randrange(len(text) + 1), rng.randrange(12)
-        piece = rng.choice([b"", b"\xff", b"\x00", b'"', b"{", b"}", b"]", b",", b"\n", b"\\", b"nan", b"-1", b"1e999", text[at : at + length] * 2])
+        piece = rng.choice(
+            [
+                b"",
+                b"\xff",
+                b"\x00",
+                b'"',
+                b"{",
+                b"}",
+                b"]",
+                b",",
+                b"\n",
+                b"\\",
+                b"nan",
+                b"-1",
+                b"1e999",
+                text[at : at + length] * 2,
+            ]
+        )
         text = text[:at] + piece + text[at + length :]
     return text
 
@@ -234,7 +411,7 @@ def broken(rng, text):
 def test_fuzz_records(tmp_path, extension):
     """40 spoiled files a format: a list of good records, or a ValueError of one line that names the file."""
     rng, (_, compared) = random.Random(7), records(4)
-    good = (tmp_path / "x" / f"c.{extension}")
+    good = tmp_path / "x" / f"c.{extension}"
     good.parent.mkdir()
     write(good, compared)
     for number in range(40):
@@ -242,7 +419,11 @@ def test_fuzz_records(tmp_path, extension):
         path.write_bytes(broken(rng, good.read_bytes()))
         try:
             found = data.read("comparisons", str(path))
-            assert all(isinstance(row[field], str) and row[field].strip() for row in found for field in data.LAYOUTS["comparisons"]), number
+            assert all(
+                isinstance(row[field], str) and row[field].strip()
+                for row in found
+                for field in data.LAYOUTS["comparisons"]
+            ), number
         except ValueError as error:
             assert str(error).startswith(f"--comparisons {path}") and "\n" not in str(error), number
 
@@ -257,7 +438,11 @@ def test_fuzz_games(tmp_path, extension):
     if extension == "npy":
         numpy.save(good, matrix)
     else:
-        good.write_text("\n".join(",".join(map(str, row)) for row in matrix) if extension == "csv" else json.dumps(matrix.tolist()))
+        good.write_text(
+            "\n".join(",".join(map(str, row)) for row in matrix)
+            if extension == "csv"
+            else json.dumps(matrix.tolist())
+        )
     path = tmp_path / f"game.{extension}"
     for number in range(300):
         path.write_bytes(broken(rng, good.read_bytes()))

@@ -43,7 +43,9 @@ def gap_to(target, method, game, beta=0.0, law=mixture):
     """Total variation between where exact gradients of method lead and target."""
     preferences, log_ref, tau = game
     rate = tau / (tau**2 + 0.25)  # stable: no game turns faster than 1/2
-    return total_variation(descend(method, preferences, log_ref, tau, beta, law, rate=rate, steps=4000)[-1], target).item()
+    return total_variation(
+        descend(method, preferences, log_ref, tau, beta, law, rate=rate, steps=4000)[-1], target
+    ).item()
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -55,7 +57,9 @@ def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     """
     preferences, log_ref, tau = game = GAMES[name]
     nash = fixed_point(*game)
-    assert total_variation(nash, log_ref) > 0.05, "the game must move the policy, or the test is empty"
+    assert total_variation(nash, log_ref) > 0.05, (
+        "the game must move the policy, or the test is empty"
+    )
     assert gap_to(nash, ipo, game) < 1e-9
     assert gap_to(nash, nash_md, game) < 1e-9
     path = bandit.nash_md_path(preferences, log_ref, tau, 10000)
@@ -73,7 +77,9 @@ def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
     preferences, log_ref, tau = game = GAMES[name]
     shifted = fixed_point(*game, beta)
     blend = shifted.exp() ** (1 - beta) * log_ref.exp() ** beta
-    assert (shifted - respond(preferences, log_ref, tau, (blend / blend.sum()).log())).abs().max() < 1e-10
+    assert (
+        shifted - respond(preferences, log_ref, tau, (blend / blend.sum()).log())
+    ).abs().max() < 1e-10
     assert gap_to(shifted, ipo_md, game, beta) < 1e-9
     assert gap_to(shifted, nash_md, game, beta) < 1e-9
     assert total_variation(shifted, fixed_point(*game)) > 1e-3
@@ -98,11 +104,15 @@ def wrong_sign(logp, other, ref, ref_other, p, tau):  # the loser is preferred
     return ipo.loss(logp, other, ref, ref_other, 1 - p, tau)
 
 
-def swapped_reference(logp, other, ref, ref_other, p, tau):  # each response is held against the other's reference
+def swapped_reference(
+    logp, other, ref, ref_other, p, tau
+):  # each response is held against the other's reference
     return ipo.loss(logp, other, ref_other, ref, p, tau)
 
 
-def no_reference(logp, other, ref, ref_other, p, tau):  # h without pi_ref: an entropy bonus in place of the KL
+def no_reference(
+    logp, other, ref, ref_other, p, tau
+):  # h without pi_ref: an entropy bonus in place of the KL
     return ipo.loss(logp, other, 0 * ref, 0 * ref_other, p, tau)
 
 
@@ -122,7 +132,9 @@ def nash_without_kl(logp, other, ref, ref_other, p, tau):
     return -(p - 0.5) * logp
 
 
-def nash_undetached(logp, other, ref, ref_other, p, tau):  # differentiates the log-ratio inside the advantage
+def nash_undetached(
+    logp, other, ref, ref_other, p, tau
+):  # differentiates the log-ratio inside the advantage
     return -(p - 0.5 - tau * (logp - ref)) * logp
 
 
@@ -134,7 +146,9 @@ def arithmetic(log_pi, log_ref, beta):
     return ((1 - beta) * log_pi.exp() + beta * log_ref.exp()).log()
 
 
-def uncentred(logp, other, ref, ref_other, p, tau):  # the one-sided loss on samples of the mixture: Prop 5.1's trap
+def uncentred(
+    logp, other, ref, ref_other, p, tau
+):  # the one-sided loss on samples of the mixture: Prop 5.1's trap
     return nash_md.loss(logp, other, ref, ref_other, p, tau)
 
 
@@ -163,11 +177,20 @@ def damage(broken, game):
     preferences, log_ref, tau = game
     method, log_pi = SimpleNamespace(PAIR=sampling.PAIR, loss=loss), log_ref
     right, rate = fixed_point(preferences, log_ref, tau, beta), tau / (tau**2 + 0.25)
-    unit = 1.0 if loss.__name__.startswith(("nash", "uncentred")) or loss is nash_md.loss else tau / 4
+    unit = (
+        1.0 if loss.__name__.startswith(("nash", "uncentred")) or loss is nash_md.loss else tau / 4
+    )
     for _ in range(1500):
         weight = law(log_pi, log_ref, beta) if method.PAIR[0] == "mixture" else log_pi
-        step = rate * unit * bandit.gradient(method, log_pi, log_ref, preferences, tau, beta, law) / weight.exp()
-        log_pi = torch.log_softmax(log_pi - step.clamp(-1, 1), -1)  # clamped: some of the wrong fields run away
+        step = (
+            rate
+            * unit
+            * bandit.gradient(method, log_pi, log_ref, preferences, tau, beta, law)
+            / weight.exp()
+        )
+        log_pi = torch.log_softmax(
+            log_pi - step.clamp(-1, 1), -1
+        )  # clamped: some of the wrong fields run away
     return total_variation(log_pi, right).item()
 
 
@@ -181,10 +204,17 @@ def test_a_broken_loss_is_noticed(broken):
 
 def test_two_actions_are_blind():
     """Why the games above have three: with two, offline, online and every beta share one point (closed form)."""
-    preferences, log_ref, tau = bandit.cycle(0.2)[:2, :2], torch.tensor([0.3, 0.7], dtype=DOUBLE).log(), 0.1
+    preferences, log_ref, tau = (
+        bandit.cycle(0.2)[:2, :2],
+        torch.tensor([0.3, 0.7], dtype=DOUBLE).log(),
+        0.1,
+    )
     closed = math.log(0.3 / 0.7) + 0.2 / tau
     offline = respond(preferences, log_ref, tau, torch.tensor([0.9, 0.1], dtype=DOUBLE).log())
-    for log_pi in (offline, *(fixed_point(preferences, log_ref, tau, beta) for beta in (0.0, 0.5, 0.9))):
+    for log_pi in (
+        offline,
+        *(fixed_point(preferences, log_ref, tau, beta) for beta in (0.0, 0.5, 0.9)),
+    ):
         assert (log_pi[0] - log_pi[1]).item() == pytest.approx(closed, abs=1e-11)
 
 
@@ -197,7 +227,9 @@ def test_solver_residual(count, tau, beta):
     """Its own equation, to 1e-10 nats, over tau in [0.01, 10] and up to 500 actions."""
     preferences, log_ref = bandit.random_game(count, torch.Generator().manual_seed(count))
     log_pi = fixed_point(preferences, log_ref, tau, beta)
-    assert (log_pi - respond(preferences, log_ref, tau, mixture(log_pi, log_ref, beta))).abs().max() < 1e-10
+    assert (
+        log_pi - respond(preferences, log_ref, tau, mixture(log_pi, log_ref, beta))
+    ).abs().max() < 1e-10
     assert abs(log_pi.exp().sum().item() - 1) < 1e-12
 
 
@@ -206,7 +238,10 @@ def test_solver_on_hard_games():
     generator = torch.Generator().manual_seed(1)
     for _ in range(30):
         preferences, log_ref = bandit.random_game(5, generator)
-        preferences, log_ref = 0.5 + (preferences - 0.5).sign() / 2, torch.log_softmax(3 * log_ref, 0)
+        preferences, log_ref = (
+            0.5 + (preferences - 0.5).sign() / 2,
+            torch.log_softmax(3 * log_ref, 0),
+        )
         log_pi = fixed_point(preferences, log_ref, 0.01)
         assert (log_pi - respond(preferences, log_ref, 0.01, log_pi)).abs().max() < 1e-10
         assert duality_gap(log_pi, preferences, log_ref, 0.01).abs() < 1e-10
@@ -230,7 +265,9 @@ def test_solver_agrees_with_the_limit_of_rock_paper_scissors():
     a, b, c = 0.4, 0.1, 0.2
     preferences = 0.5 + torch.tensor([[0, a, -c], [-a, 0, b], [c, -b, 0]], dtype=DOUBLE)
     limit = (torch.tensor([b, c, a], dtype=DOUBLE) / (a + b + c)).log()
-    far, near = (total_variation(fixed_point(preferences, BIASED, tau), limit).item() for tau in (1e-3, 1e-4))
+    far, near = (
+        total_variation(fixed_point(preferences, BIASED, tau), limit).item() for tau in (1e-3, 1e-4)
+    )
     assert near < 1e-3 and near == pytest.approx(far / 10, rel=0.05)
 
 
@@ -246,7 +283,9 @@ def test_fixed_points_of_the_other_methods():
     assert total_variation(descend(rl, rewards[:, None] - rewards, log_ref, tau)[-1], rlhf) < 1e-8
     preferences, log_ref, tau = GAMES["cycle"]
     point = bandit.dpo_point(preferences, log_ref, tau)
-    assert total_variation(point, fixed_point(preferences, log_ref, tau)) > 0.05, "online DPO is not a Nash solver"
+    assert total_variation(point, fixed_point(preferences, log_ref, tau)) > 0.05, (
+        "online DPO is not a Nash solver"
+    )
     assert bandit.gradient(dpo, point, log_ref, preferences, tau).abs().max() < 1e-11
 
 
@@ -258,8 +297,18 @@ def sampled_gradient(method, log_pi, log_ref, preferences, tau, beta, batch, gen
     logits = log_pi.detach().clone().requires_grad_()
     log_pi = logits.log_softmax(-1)
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta)}
-    y, other = (torch.multinomial(laws[who].detach().exp(), batch, True, generator=generator) for who in method.PAIR)
-    values = method.loss(log_pi.gather(1, y), log_pi.gather(1, other), log_ref[y], log_ref[other], preferences[y, other], tau)
+    y, other = (
+        torch.multinomial(laws[who].detach().exp(), batch, True, generator=generator)
+        for who in method.PAIR
+    )
+    values = method.loss(
+        log_pi.gather(1, y),
+        log_pi.gather(1, other),
+        log_ref[y],
+        log_ref[other],
+        preferences[y, other],
+        tau,
+    )
     return torch.autograd.grad(values.mean(1).sum(), logits)[0]
 
 
@@ -268,7 +317,16 @@ def test_sampled_gradients_average_to_the_exact_one(method, beta):
     """20,000 gradients of 8 pairs each: every coordinate within 4 standard errors (false alarm: 6 x 6e-5 a method)."""
     preferences, log_ref, tau = GAMES["six"]
     log_pi = torch.randn(6, generator=torch.Generator().manual_seed(3), dtype=DOUBLE).log_softmax(0)
-    many = sampled_gradient(method, log_pi.expand(20000, -1), log_ref, preferences, tau, beta, 8, torch.Generator().manual_seed(4))
+    many = sampled_gradient(
+        method,
+        log_pi.expand(20000, -1),
+        log_ref,
+        preferences,
+        tau,
+        beta,
+        8,
+        torch.Generator().manual_seed(4),
+    )
     error = many.mean(0) - bandit.gradient(method, log_pi, log_ref, preferences, tau, beta)
     assert (error.abs() < 4 * many.std(0) / 20000**0.5).all()
 
@@ -281,13 +339,22 @@ def test_sampled_training_converges_within_its_sampling_error(method, beta):
     the runs' spread is small: sampling neither moves the fixed point nor keeps the runs from it.
     """
     preferences, log_ref, tau = GAMES["four"]
-    generator, unit = torch.Generator().manual_seed(5), {ipo: tau / 4, ipo_md: tau / 4, nash_md: 1.0}[method]
+    generator, unit = (
+        torch.Generator().manual_seed(5),
+        {ipo: tau / 4, ipo_md: tau / 4, nash_md: 1.0}[method],
+    )
     log_pi = log_ref.expand(256, -1)
     for step in range(3000):
         rate = 2.0 * unit / (1 + step / 300)
-        log_pi = (log_pi - rate * sampled_gradient(method, log_pi, log_ref, preferences, tau, beta, 8, generator)).log_softmax(-1)
+        log_pi = (
+            log_pi
+            - rate * sampled_gradient(method, log_pi, log_ref, preferences, tau, beta, 8, generator)
+        ).log_softmax(-1)
     target, ends = fixed_point(preferences, log_ref, tau, beta).exp(), log_pi.exp()
-    assert ((ends.mean(0) - target).abs() < 4 * ends.std(0) / 16 + 1e-3).all(), (ends.mean(0) - target, ends.std(0) / 16)
+    assert ((ends.mean(0) - target).abs() < 4 * ends.std(0) / 16 + 1e-3).all(), (
+        ends.mean(0) - target,
+        ends.std(0) / 16,
+    )
     assert ends.std(0).max() < 0.05
 
 
@@ -307,7 +374,9 @@ def test_every_claim_holds(capsys):
     """python bandit.py --check, on fewer games than its default and another seed."""
     status, out, _ = run(capsys, "--check", "--games", 6, "--seed", 11)
     assert status == 0 and "FAILS" not in out, out
-    for name in "Prop 4.1,Prop 4.2,Prop 5.1,Prop 5.2,Eq 13,Offline IPO,App. D,F.5,F.6,F.7,F.8,F.9,NLHF Thm 1,Duality gap,Pair identity".split(","):
+    for name in "Prop 4.1,Prop 4.2,Prop 5.1,Prop 5.2,Eq 13,Offline IPO,App. D,F.5,F.6,F.7,F.8,F.9,NLHF Thm 1,Duality gap,Pair identity".split(
+        ","
+    ):
         assert f"\n{name} " in out, f"no line for {name}"
 
 
@@ -316,7 +385,9 @@ def test_check_fails_when_a_loss_is_broken(capsys, monkeypatch):
     right = ipo.loss
     monkeypatch.setattr(ipo, "loss", lambda *pair: right(*pair[:5], pair[5] / 2))
     status, out, _ = run(capsys, "--check", "--games", 2)
-    assert status == 1 and "Prop 4.1" in "".join(line for line in out.splitlines() if "FAILS" in line)
+    assert status == 1 and "Prop 4.1" in "".join(
+        line for line in out.splitlines() if "FAILS" in line
+    )
 
 
 def test_preferences_of_your_own(capsys, tmp_path):
@@ -324,20 +395,50 @@ def test_preferences_of_your_own(capsys, tmp_path):
     preferences = bandit.cycle(0.3)
     numpy.save(tmp_path / "game.npy", preferences.numpy())
     (tmp_path / "game.json").write_text(json.dumps(preferences.tolist()))
-    (tmp_path / "game.csv").write_text("\n".join(",".join(map(str, row)) for row in preferences.tolist()) + "\n\n")
+    (tmp_path / "game.csv").write_text(
+        "\n".join(",".join(map(str, row)) for row in preferences.tolist()) + "\n\n"
+    )
     (tmp_path / "reference.csv").write_text("0.6,0.3,0.1\n")
     for kind in ("csv", "json", "npy"):
-        assert (bandit.read_preferences(str(tmp_path / f"game.{kind}")) - preferences).abs().max() < 1e-15
-    arguments = ["--preferences", tmp_path / "game.csv", "--reference", tmp_path / "reference.csv", "--tau", 0.5, "--beta", 0.25]
+        assert (
+            bandit.read_preferences(str(tmp_path / f"game.{kind}")) - preferences
+        ).abs().max() < 1e-15
+    arguments = [
+        "--preferences",
+        tmp_path / "game.csv",
+        "--reference",
+        tmp_path / "reference.csv",
+        "--tau",
+        0.5,
+        "--beta",
+        0.25,
+    ]
     status, out, error = run(capsys, *arguments, "--out", tmp_path / "out")
     assert status == 0 and error == ""
-    policies = dict(line.rsplit(maxsplit=3)[::3] for line in out[out.index("policy\n") :].splitlines()[1:12])
-    wanted = {"reference": BIASED, "Nash equilibrium": fixed_point(preferences, BIASED, 0.5), "IPO-MD 0.25": fixed_point(preferences, BIASED, 0.5, 0.25)}
-    wanted |= {"online IPO": wanted["Nash equilibrium"], "self-play": wanted["Nash equilibrium"], "Nash-MD-PG 0.25": wanted["IPO-MD 0.25"]}
+    policies = dict(
+        line.rsplit(maxsplit=3)[::3] for line in out[out.index("policy\n") :].splitlines()[1:12]
+    )
+    wanted = {
+        "reference": BIASED,
+        "Nash equilibrium": fixed_point(preferences, BIASED, 0.5),
+        "IPO-MD 0.25": fixed_point(preferences, BIASED, 0.5, 0.25),
+    }
+    wanted |= {
+        "online IPO": wanted["Nash equilibrium"],
+        "self-play": wanted["Nash equilibrium"],
+        "Nash-MD-PG 0.25": wanted["IPO-MD 0.25"],
+    }
     for method, log_pi in wanted.items():
         assert policies[method] == f"{log_pi[2].exp():.6f}", method
     for picture in ("fig6.png", "duality_gap.png"):  # not blank: many colours
-        assert len(numpy.unique(matplotlib.image.imread(tmp_path / "out" / picture).reshape(-1, 4), axis=0)) > 20
+        assert (
+            len(
+                numpy.unique(
+                    matplotlib.image.imread(tmp_path / "out" / picture).reshape(-1, 4), axis=0
+                )
+            )
+            > 20
+        )
 
 
 GOOD = "0.5,0.7\n0.3,0.5\n"
@@ -371,17 +472,35 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, case):
     """The line names the option or file and the place; nothing is written."""
     name, text, options, expected = BAD[case]
     (tmp_path / name).write_text(text)
-    status, out, error = run(capsys, "--preferences", tmp_path / name, *options, "--out", tmp_path / "out")
+    status, out, error = run(
+        capsys, "--preferences", tmp_path / name, *options, "--out", tmp_path / "out"
+    )
     assert status == 2 and out == ""
     assert error.count("\n") == 1 and error.startswith("bandit.py: error: ") and expected in error
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text, expected", [("0.5,0.5\n", "2 probabilities"), ("0.5,0.5,0\n", "entry 3"), ("0.5,0.2,0.1\n", "sums to"), ("0.5,0.5,nan\n", "entry 3")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("0.5,0.5\n", "2 probabilities"),
+        ("0.5,0.5,0\n", "entry 3"),
+        ("0.5,0.2,0.1\n", "sums to"),
+        ("0.5,0.5,nan\n", "entry 3"),
+    ],
+)
 def test_bad_references(capsys, tmp_path, text, expected):
     (tmp_path / "p.json").write_text(json.dumps(bandit.cycle(0.4).tolist()))
     (tmp_path / "q.csv").write_text(text)
-    status, _, error = run(capsys, "--preferences", tmp_path / "p.json", "--reference", tmp_path / "q.csv", "--out", tmp_path / "out")
+    status, _, error = run(
+        capsys,
+        "--preferences",
+        tmp_path / "p.json",
+        "--reference",
+        tmp_path / "q.csv",
+        "--out",
+        tmp_path / "out",
+    )
     assert status == 2 and error.count("\n") == 1 and expected in error and "q.csv" in error
     status, _, error = run(capsys, "--reference", tmp_path / "q.csv")
     assert status == 2 and "--preferences" in error
@@ -391,16 +510,27 @@ def test_out_that_is_a_file_is_refused(capsys, tmp_path):
     (tmp_path / "p.csv").write_text(GOOD)
     (tmp_path / "file").write_text("mine")
     status, _, error = run(capsys, "--preferences", tmp_path / "p.csv", "--out", tmp_path / "file")
-    assert status == 2 and error.count("\n") == 1 and "--out" in error and (tmp_path / "file").read_text() == "mine"
+    assert (
+        status == 2
+        and error.count("\n") == 1
+        and "--out" in error
+        and (tmp_path / "file").read_text() == "mine"
+    )
 
 
 def test_certain_preferences_stay_finite():
     """p = 1 everywhere at tau = 0.02: rewards are clipped, probabilities underflow, and no method turns to NaN."""
-    preferences = 0.5 + torch.ones(3, 3, dtype=DOUBLE).triu(1) / 2 - torch.ones(3, 3, dtype=DOUBLE).tril(-1) / 2
+    preferences = (
+        0.5
+        + torch.ones(3, 3, dtype=DOUBLE).triu(1) / 2
+        - torch.ones(3, 3, dtype=DOUBLE).tril(-1) / 2
+    )
     rewards = bandit.fit_reward(preferences, BIASED)
     assert rewards.isfinite().all()
     for method, labels in ((ipo, preferences), (rl, rewards[:, None] - rewards)):
-        assert descend(method, labels, BIASED, 0.02, rate=0.5, steps=500)[-1].isfinite().all(), method.__name__
+        assert descend(method, labels, BIASED, 0.02, rate=0.5, steps=500)[-1].isfinite().all(), (
+            method.__name__
+        )
 
 
 def test_a_pickle_is_not_opened(capsys, tmp_path):

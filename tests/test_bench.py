@@ -8,8 +8,18 @@ import torch
 import bench
 import sampler
 
-OPTIONS = SimpleNamespace(device="cpu", dtype="float32", repeats=1, layers=2, width=64, vocabulary=60, prompts=3, prompt_tokens=6, new_tokens=5,
-                          micro_batch_size=None)
+OPTIONS = SimpleNamespace(
+    device="cpu",
+    dtype="float32",
+    repeats=1,
+    layers=2,
+    width=64,
+    vocabulary=60,
+    prompts=3,
+    prompt_tokens=6,
+    new_tokens=5,
+    micro_batch_size=None,
+)
 
 
 def test_exactness_is_measured(monkeypatch):
@@ -17,14 +27,28 @@ def test_exactness_is_measured(monkeypatch):
     policy = bench.model(OPTIONS, 0)
     assert bench.exactness(OPTIONS, policy) < 1e-6
     forward = sampler.forward
-    monkeypatch.setattr(sampler, "forward", lambda m, ids, positions, *rest: forward(m, ids, positions + (ids.shape[1] == 1), *rest))
+    monkeypatch.setattr(
+        sampler,
+        "forward",
+        lambda m, ids, positions, *rest: forward(m, ids, positions + (ids.shape[1] == 1), *rest),
+    )
     assert bench.exactness(OPTIONS, policy) > 1e-5
 
 
 @pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
 def test_phases_add_up_to_the_step(loss):
-    rows = bench.phases(OPTIONS, loss, bench.model(OPTIONS, 0), bench.model(OPTIONS, 1), (1e10, 1e11))
-    assert [name for name, *_ in rows] == ["prefill", "decode", "preference", "forward", "backward", "optimiser", "step"]
+    rows = bench.phases(
+        OPTIONS, loss, bench.model(OPTIONS, 0), bench.model(OPTIONS, 1), (1e10, 1e11)
+    )
+    assert [name for name, *_ in rows] == [
+        "prefill",
+        "decode",
+        "preference",
+        "forward",
+        "backward",
+        "optimiser",
+        "step",
+    ]
     assert sum(spent for _, spent, _ in rows[:-1]) == pytest.approx(rows[-1][1])
 
 

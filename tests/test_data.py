@@ -27,8 +27,14 @@ def texts(tokenizer, tokens):
 
 def records(count, first=0):
     """Comparisons and demos about the same kind of posts, with different prompts."""
-    compared = [dict(prompt=f"post {k} asks\nTL;DR:", chosen=f" good {k}", rejected=f" bad {k} and long") for k in range(first, first + count)]
-    demos = [dict(prompt=f"story {k}\nTL;DR:", completion=f" told {k}") for k in range(first, first + count)]
+    compared = [
+        dict(prompt=f"post {k} asks\nTL;DR:", chosen=f" good {k}", rejected=f" bad {k} and long")
+        for k in range(first, first + count)
+    ]
+    demos = [
+        dict(prompt=f"story {k}\nTL;DR:", completion=f" told {k}")
+        for k in range(first, first + count)
+    ]
     return demos, compared
 
 
@@ -55,17 +61,25 @@ def test_built_in_splits_are_disjoint_by_prompt():
     for data_seed in (0, 1):
         task = data.BuiltIn(data_seed)
         for split in task.SPLITS:
-            seen[split, data_seed] = {text for step in range(5) for _, text in task.posts(split, step, 100)}
+            seen[split, data_seed] = {
+                text for step in range(5) for _, text in task.posts(split, step, 100)
+            }
     for one, two in ((a, b) for a in seen for b in seen if a < b):
         shared = seen[one] & seen[two]
-        assert (len(shared) == 500) == (one[0] == two[0] and one[0] in ("validation", "test")) and len(shared) in (0, 500), (one, two)
+        assert (len(shared) == 500) == (
+            one[0] == two[0] and one[0] in ("validation", "test")
+        ) and len(shared) in (0, 500), (one, two)
 
 
 def test_built_in_prompts_are_new_at_every_step_and_the_same_for_all():
     """Two task objects agree on a step's prompts, whatever was asked before; two steps share none."""
     one, two = data.BuiltIn(0), data.BuiltIn(0)
     two.prompts("align", 3, 8), two.demos(0, 4)
-    first, again, later = one.prompts("align", 7, 8), two.prompts("align", 7, 8), one.prompts("align", 8, 8)
+    first, again, later = (
+        one.prompts("align", 7, 8),
+        two.prompts("align", 7, 8),
+        one.prompts("align", 8, 8),
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not set(texts(one.tokenizer, first)) & set(texts(one.tokenizer, later))
 
@@ -78,8 +92,14 @@ def test_built_in_demos_end_with_the_end():
     assert texts(task.tokenizer, prompt) == [text for _, text in posts]
     for (seed, text), row, keep in zip(posts, *response, strict=True):
         written = row[keep].tolist()
-        assert written[-1] == task.tokenizer.eos_token_id and task.tokenizer.eos_token_id not in written[:-1]
-        assert task.tokenizer.decode(written[:-1]) == data.summaries.summary(text, seed) and len(written) <= task.max_response
+        assert (
+            written[-1] == task.tokenizer.eos_token_id
+            and task.tokenizer.eos_token_id not in written[:-1]
+        )
+        assert (
+            task.tokenizer.decode(written[:-1]) == data.summaries.summary(text, seed)
+            and len(written) <= task.max_response
+        )
 
 
 def test_built_in_comparisons_are_fresh_votes():
@@ -88,24 +108,41 @@ def test_built_in_comparisons_are_fresh_votes():
     task = data.BuiltIn(0)
     model = policies.build("tiny", task.tokenizer, 128, 0)
     prompt, response, i, j, chance, rng = task.comparisons("preference", 0, 12, model)
-    assert prompt[0].shape[0] == response[0].shape[0] == 12 and len(i) == len(j) == len(chance) == 2 * 15
+    assert (
+        prompt[0].shape[0] == response[0].shape[0] == 12
+        and len(i) == len(j) == len(chance) == 2 * 15
+    )
     assert len(set(zip(i.tolist(), j.tolist(), strict=True))) == 30 and (i != j).all()
     asked = texts(task.tokenizer, prompt)
-    assert all(asked[a] == asked[b] for a, b in zip(i.tolist(), j.tolist(), strict=True)), "a pair answers one prompt"
-    pick = tuple(tuple(part[k] for part in tokens[:2]) for tokens, k in ((prompt, i), (response, i), (response, j)))
+    assert all(asked[a] == asked[b] for a, b in zip(i.tolist(), j.tolist(), strict=True)), (
+        "a pair answers one prompt"
+    )
+    pick = tuple(
+        tuple(part[k] for part in tokens[:2])
+        for tokens, k in ((prompt, i), (response, i), (response, j))
+    )
     torch.testing.assert_close(chance, task.judge(*pick), rtol=0, atol=0)
     again = task.comparisons("preference", 0, 12, model)
     assert torch.equal(again[1][0], response[0]) and torch.equal(again[4], chance)
-    others = {role: set(texts(task.tokenizer, task.comparisons(role, step, 12, model)[0])) for role, step in (("preference", 1), ("held out", 0))}
+    others = {
+        role: set(texts(task.tokenizer, task.comparisons(role, step, 12, model)[0]))
+        for role, step in (("preference", 1), ("held out", 0))
+    }
     assert not set(asked) & others["preference"] and not set(asked) & others["held out"]
 
 
 # Records
 
 
-def task_of(demos, compared, prompts=(), tokenizer=None, max_prompt=64, max_response=16, data_seed=0):
-    tokenizer = tokenizer or policies.byte_tokenizer([text for record in [*demos, *compared, *prompts] for text in record.values()])
-    return data.Records(demos, compared, list(prompts), tokenizer, max_prompt, max_response, data_seed)
+def task_of(
+    demos, compared, prompts=(), tokenizer=None, max_prompt=64, max_response=16, data_seed=0
+):
+    tokenizer = tokenizer or policies.byte_tokenizer(
+        [text for record in [*demos, *compared, *prompts] for text in record.values()]
+    )
+    return data.Records(
+        demos, compared, list(prompts), tokenizer, max_prompt, max_response, data_seed
+    )
 
 
 def held(task):
@@ -115,7 +152,15 @@ def held(task):
     return seen | asked | {"supervised": {r["prompt"] for r in task.demonstrations}}
 
 
-@pytest.mark.parametrize("layout", ["demos and comparisons", "comparisons alone", "the same prompts in both", "prompts of their own"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "demos and comparisons",
+        "comparisons alone",
+        "the same prompts in both",
+        "prompts of their own",
+    ],
+)
 def test_record_splits_are_disjoint_by_prompt(layout):
     """No prompt is in two of supervised, preference, judge, held out and test, whichever files are given; the prompts to align on
     are never judged, held-out or test ones."""
@@ -124,17 +169,23 @@ def test_record_splits_are_disjoint_by_prompt(layout):
         demos = []
     elif layout == "the same prompts in both":
         demos += [dict(prompt=r["prompt"], completion=r["chosen"]) for r in compared]
-    prompts = [dict(prompt=f"asked {k}") for k in range(200)] if layout == "prompts of their own" else []
+    prompts = (
+        [dict(prompt=f"asked {k}") for k in range(200)] if layout == "prompts of their own" else []
+    )
     task = task_of(demos, compared, prompts)
     splits = held(task)
     fixed = ["supervised", "preference", "judge", "held out", "asked test"]
     for one, two in ((a, b) for a in fixed for b in fixed if a < b):
         assert splits[one] and not splits[one] & splits[two], (one, two)
     for name in ("asked align", "asked validation"):
-        assert splits[name] and not splits[name] & (splits["judge"] | splits["held out"] | splits["asked test"])
+        assert splits[name] and not splits[name] & (
+            splits["judge"] | splits["held out"] | splits["asked test"]
+        )
     assert not splits["asked align"] & splits["asked validation"]
     unused = {r["prompt"] for r in compared} - set.union(*(splits[name] for name in task.compared))
-    assert unused and not unused & (splits["asked align"] | splits["asked validation"] | splits["supervised"]), "test prompts are for the test"
+    assert unused and not unused & (
+        splits["asked align"] | splits["asked validation"] | splits["supervised"]
+    ), "test prompts are for the test"
     if layout == "comparisons alone":
         chosen = {r["prompt"]: r["chosen"] for r in compared}
         assert all(chosen[r["prompt"]] == r["completion"] for r in task.demonstrations)
@@ -144,9 +195,15 @@ def test_a_split_is_a_matter_of_the_text():
     """Shuffled files, or twice as many records, leave every prompt in its split."""
     demos, compared = records(200)
     more = records(400)
-    first, shuffled, longer = (task_of(*files) for files in ((demos, compared), (demos[::-1], compared[::-1]), more))
+    first, shuffled, longer = (
+        task_of(*files) for files in ((demos, compared), (demos[::-1], compared[::-1]), more)
+    )
     for name in ("preference", "judge", "held out"):
-        assert held(first)[name] == held(shuffled)[name] == {p for p in held(longer)[name] if int(p.split()[1]) < 200}, name
+        assert (
+            held(first)[name]
+            == held(shuffled)[name]
+            == {p for p in held(longer)[name] if int(p.split()[1]) < 200}
+        ), name
 
 
 def test_too_few_records_are_refused():
@@ -158,7 +215,10 @@ def test_epochs_are_shuffled_and_complete():
     """Every row once an epoch, in another order the next; a step's rows do not depend on what was asked before."""
     task = task_of(*records(200))
     rows = task.asked["test"]
-    epochs = [[task.some(rows, "x", epoch * len(rows) + k, 1)[0] for k in range(len(rows))] for epoch in range(2)]
+    epochs = [
+        [task.some(rows, "x", epoch * len(rows) + k, 1)[0] for k in range(len(rows))]
+        for epoch in range(2)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(rows) and epochs[0] != epochs[1]
     assert task.some(rows, "x", 0, len(rows)) == epochs[0], "a step of many is many steps of one"
 
@@ -172,7 +232,9 @@ def test_long_prompts_are_cut_from_the_left_and_counted():
     whole = task.tokenizer.encode(long)
     for _ in range(2):
         ids, mask = task.pad_prompts([long, short])
-    assert ids[0][mask[0]].tolist() == whole[-8:] and ids[1][mask[1]].tolist() == task.tokenizer.encode(short)
+    assert ids[0][mask[0]].tolist() == whole[-8:] and ids[1][
+        mask[1]
+    ].tolist() == task.tokenizer.encode(short)
     assert len(whole) > 8 and len(task.cut) == 1
 
 
@@ -192,11 +254,18 @@ def test_recorded_comparisons_put_the_chosen_first():
     model = policies.build("tiny", task.tokenizer, 128, 0)
     for role in ("preference", "judge", "held out"):
         prompt, response, i, j, chance, _ = task.comparisons(role, 0, 16, model)
-        asked, said = texts(task.tokenizer, prompt), [text.replace("<|endoftext|>", "") for text in texts(task.tokenizer, response)]
+        asked, said = (
+            texts(task.tokenizer, prompt),
+            [text.replace("<|endoftext|>", "") for text in texts(task.tokenizer, response)],
+        )
         assert len(i) == 8 and (chance == 1).all()
         for a, b in zip(i.tolist(), j.tolist(), strict=True):
             number = re.search(r"\d+", asked[a]).group()
-            assert asked[a] == asked[b] and said[a] == f" good {number}" and said[b] == f" bad {number} and long"
+            assert (
+                asked[a] == asked[b]
+                and said[a] == f" good {number}"
+                and said[b] == f" bad {number} and long"
+            )
             assert asked[a] in {r["prompt"] for r in task.compared[role]}
 
 
@@ -226,12 +295,17 @@ def write(path, rows):
 def test_four_formats_are_read_alike(tmp_path, extension):
     """Newlines, quotes, commas, leading spaces and non-ASCII text come back as they were, in every format and layout; fields that
     are not asked for are left out; comparisons of two equal responses are dropped."""
-    compared = [dict(prompt='été, "quoted"\nTL;DR:', chosen=" yes, well", rejected=" no", note="x"), dict(prompt="b", chosen=" c", rejected=" c", note="y")]
+    compared = [
+        dict(prompt='été, "quoted"\nTL;DR:', chosen=" yes, well", rejected=" no", note="x"),
+        dict(prompt="b", chosen=" c", rejected=" c", note="y"),
+    ]
     demos = [dict(prompt="a\nb", completion=" 你好"), dict(prompt="b", completion=" '1'")]
     kept = {name: compared[0][name] for name in ("prompt", "chosen", "rejected")}
     assert data.read("comparisons", write(tmp_path / f"c.{extension}", compared)) == [kept]
     assert data.read("demos", write(tmp_path / f"d.{extension}", demos)) == demos
-    assert data.read("prompts", write(tmp_path / f"p.{extension}", demos)) == [dict(prompt=row["prompt"]) for row in demos]
+    assert data.read("prompts", write(tmp_path / f"p.{extension}", demos)) == [
+        dict(prompt=row["prompt"]) for row in demos
+    ]
 
 
 GOOD_LINE = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
@@ -240,11 +314,19 @@ BAD_FILES = {
     "not an object": ("c.jsonl", GOOD_LINE * 2 + "[1]\n", "line 3"),
     "not utf-8": ("c.jsonl", GOOD_LINE.encode() + b'{"prompt": "\xff"}\n', "line 2"),
     "field missing": ("c.jsonl", '{"prompt": "p", "chosen": "a"}\n', "rejected"),
-    "empty text": ("c.jsonl", GOOD_LINE + '{"prompt": " ", "chosen": "a", "rejected": "b"}\n', "line 2"),
+    "empty text": (
+        "c.jsonl",
+        GOOD_LINE + '{"prompt": " ", "chosen": "a", "rejected": "b"}\n',
+        "line 2",
+    ),
     "null": ("c.jsonl", GOOD_LINE + '{"prompt": null, "chosen": "a", "rejected": "b"}\n', "line 2"),
     "a number": ("c.jsonl", '{"prompt": 3, "chosen": "a", "rejected": "b"}\n', "line 1"),
     "empty file": ("c.jsonl", "", "c.jsonl"),
-    "all pairs equal": ("c.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "a"}\n', "no record"),
+    "all pairs equal": (
+        "c.jsonl",
+        '{"prompt": "p", "chosen": "a", "rejected": "a"}\n',
+        "no record",
+    ),
     "broken json array": ("c.json", '[{"prompt": "p"', "c.json"),
     "not a parquet": ("c.parquet", "hello", "c.parquet"),
     "extension": ("c.txt", GOOD_LINE, ".txt"),
@@ -259,4 +341,8 @@ def test_bad_files_are_named(tmp_path, case):
     with pytest.raises(ValueError) as error:
         data.read("comparisons", str(tmp_path / name))
     message = str(error.value)
-    assert message.startswith(f"--comparisons {tmp_path / name}") and expected in message and "\n" not in message
+    assert (
+        message.startswith(f"--comparisons {tmp_path / name}")
+        and expected in message
+        and "\n" not in message
+    )

@@ -9,7 +9,20 @@ import enumerated
 import pytest
 import torch
 from bandit import total_variation
-from enumerated import END, LIMIT, PROMPTS, RESPONSES, exact_loss, log_policy, mixture_table, per_token_mixture, sampled_loss, solve, train, world
+from enumerated import (
+    END,
+    LIMIT,
+    PROMPTS,
+    RESPONSES,
+    exact_loss,
+    log_policy,
+    mixture_table,
+    per_token_mixture,
+    sampled_loss,
+    solve,
+    train,
+    world,
+)
 
 import bandit
 import dpo
@@ -30,7 +43,9 @@ def w():
 @pytest.fixture(scope="module")
 def away(w):
     """A model that is not the reference: a few steps towards the equilibrium, so that no term of a gradient vanishes."""
-    model = policies.build("enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 1).double()
+    model = policies.build(
+        "enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 1
+    ).double()
     assert total_variation(log_policy(model, w).detach(), w.log_ref).min() > 0.1
     return model
 
@@ -54,7 +69,10 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
 
     Online DPO's is not proportional to it, so the test can fail.
     """
-    ours, theirs = slope(exact_loss(away, w, ipo, tau), away), slope(exact_loss(away, w, nash_md, tau), away)
+    ours, theirs = (
+        slope(exact_loss(away, w, ipo, tau), away),
+        slope(exact_loss(away, w, nash_md, tau), away),
+    )
     assert (ours - 4 / tau * theirs).norm() / ours.norm() < 1e-9
     other = slope(exact_loss(away, w, dpo, tau), away)
     assert torch.cosine_similarity(other, theirs, 0) < 0.999
@@ -77,7 +95,9 @@ def test_exact_training_reaches_the_solved_equilibrium(w, beta):
         assert off < 1e-3
     assert total_variation(ends[ipo_md], ends[nash_md]).max() < 1e-3
     if beta:
-        assert total_variation(target, solve(w, TAU)).min() > 1e-2, "eq 13's point must differ from Nash"
+        assert total_variation(target, solve(w, TAU)).min() > 1e-2, (
+            "eq 13's point must differ from Nash"
+        )
 
 
 def test_a_planted_bug_ends_elsewhere(w):
@@ -96,9 +116,15 @@ def test_per_token_law_is_what_the_sampler_draws(w, away):
     """
     log_pi = log_policy(away, w).detach()
     ids, mask = policies.pad(PROMPTS * 10000, "left", END)
-    tokens, present, finished = sampler.sample(away, w.reference, (ids, mask), 0.5, torch.Generator().manual_seed(0), max_tokens=LIMIT)
-    assert (tokens[~finished] != END).all() and present[~finished].all(), "an unfinished response has no end-of-text"
-    index = torch.tensor([RESPONSES.index(row[keep].tolist()) for row, keep in zip(tokens, present, strict=True)])
+    tokens, present, finished = sampler.sample(
+        away, w.reference, (ids, mask), 0.5, torch.Generator().manual_seed(0), max_tokens=LIMIT
+    )
+    assert (tokens[~finished] != END).all() and present[~finished].all(), (
+        "an unfinished response has no end-of-text"
+    )
+    index = torch.tensor(
+        [RESPONSES.index(row[keep].tolist()) for row, keep in zip(tokens, present, strict=True)]
+    )
     for row in range(len(PROMPTS)):
         counts = index[row :: len(PROMPTS)].bincount(minlength=85)
         square = {}
@@ -124,7 +150,9 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     """
     point = solve(w, TAU, 0.5, per_token_mixture)
     for method in (ipo_md, nash_md):
-        slopes = bandit.gradient(method, point, w.log_ref, w.preferences, TAU, 0.5, per_token_mixture)
+        slopes = bandit.gradient(
+            method, point, w.log_ref, w.preferences, TAU, 0.5, per_token_mixture
+        )
         assert slopes.abs().max() < 1e-9
     theory = solve(w, TAU, 0.5)
     slopes = bandit.gradient(ipo_md, theory, w.log_ref, w.preferences, TAU, 0.5, per_token_mixture)
@@ -132,7 +160,10 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     rows = list(mixture_table(w, taus=(0.05, 0.5), betas=(0.125, 0.5)))
     for _, _, laws, points, nash in rows:
         assert 1e-5 < points < nash / 5 and 1e-4 < laws < 0.1
-    assert max(row[3] for row in rows if row[0] == 0.5) < min(row[3] for row in rows if row[0] == 0.05) / 10
+    assert (
+        max(row[3] for row in rows if row[0] == 0.5)
+        < min(row[3] for row in rows if row[0] == 0.05) / 10
+    )
 
 
 @pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
@@ -144,7 +175,12 @@ def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
     exact = slope(exact_loss(away, w, method, TAU, beta, per_token_mixture), away)
     generator = torch.Generator().manual_seed(2)
     directions = torch.randn(20, len(exact), generator=generator, dtype=torch.float64)
-    many = torch.stack([directions @ slope(sampled_loss(away, w, method, TAU, beta, 32, generator), away) for _ in range(100)])
+    many = torch.stack(
+        [
+            directions @ slope(sampled_loss(away, w, method, TAU, beta, 32, generator), away)
+            for _ in range(100)
+        ]
+    )
     assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 100**0.5).all()
 
 

@@ -33,7 +33,9 @@ def law(*values):
 
 
 # A game of four actions with cycles, its reference, and a policy that solves nothing.
-GAME = number([0.5, 0.9, 0.2, 0.6], [0.1, 0.5, 0.8, 0.35], [0.8, 0.2, 0.5, 0.75], [0.4, 0.65, 0.25, 0.5]).view(4, 4)
+GAME = number(
+    [0.5, 0.9, 0.2, 0.6], [0.1, 0.5, 0.8, 0.35], [0.8, 0.2, 0.5, 0.75], [0.4, 0.65, 0.25, 0.5]
+).view(4, 4)
 REF, PI = law(0.4, 0.3, 0.2, 0.1), law(0.15, 0.25, 0.1, 0.5)
 CYCLE = number([0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]).view(3, 3)
 BIASED = law(0.6, 0.3, 0.1)
@@ -54,7 +56,9 @@ def numbers(value):
 
 
 def show(value):
-    return str([float(f"{entry:.6g}") for entry in value.flatten()[:8].tolist()]) + (" ..." if value.numel() > 8 else "")
+    return str([float(f"{entry:.6g}") for entry in value.flatten()[:8].tolist()]) + (
+        " ..." if value.numel() > 8 else ""
+    )
 
 
 def factor(observed, expected):
@@ -92,9 +96,11 @@ def explain(exercise, observe, observed):
     for one in MISTAKES:
         if one.exercise != exercise:
             continue
-        others = {f"{name}.{item}" for name, graded in adapters.EXERCISES[exercise].items() for item in graded} - set(
-            one.parts
-        )
+        others = {
+            f"{name}.{item}"
+            for name, graded in adapters.EXERCISES[exercise].items()
+            for item in graded
+        } - set(one.parts)
         try:
             with planted(one):
                 same = close(numbers(observe()), observed)
@@ -115,7 +121,9 @@ def check(exercise, equation, observe, expected):
     observed = numbers(observe())
     if not close(observed, expected):
         hint = explain(exercise, observe, observed) or factor(observed, expected)
-        raise AssertionError(f"{equation}: {hint}\n  observed {show(observed)}\n  expected {show(expected)}")
+        raise AssertionError(
+            f"{equation}: {hint}\n  observed {show(observed)}\n  expected {show(expected)}"
+        )
 
 
 def require(holds, message):
@@ -126,7 +134,9 @@ def require(holds, message):
 
 def wins_against(preferences, log_pi):
     """p(y > pi) by a plain loop."""
-    return torch.stack([sum(p * q for p, q in zip(row, log_pi.exp(), strict=True)) for row in preferences])
+    return torch.stack(
+        [sum(p * q for p, q in zip(row, log_pi.exp(), strict=True)) for row in preferences]
+    )
 
 
 # Exercise 1: preference matrix, win rate, antisymmetry
@@ -136,7 +146,12 @@ def wins_against(preferences, log_pi):
 def test_cycle():
     """Each action beats the next, and preferences + preferences^T = 1."""
     check(1, "p(i > j) of rock-paper-scissors", lambda: bandit.cycle(0.4), CYCLE)
-    check(1, "p(i > j) of rock-paper-scissors, margin 0.1", lambda: bandit.cycle(0.1), 0.5 + (CYCLE - 0.5) / 4)
+    check(
+        1,
+        "p(i > j) of rock-paper-scissors, margin 0.1",
+        lambda: bandit.cycle(0.1),
+        0.5 + (CYCLE - 0.5) / 4,
+    )
 
 
 @pytest.mark.ex1(points=3)
@@ -144,16 +159,31 @@ def test_bradley_terry():
     """exp(r_i)/(exp(r_i) + exp(r_j)), and the logit of p is the reward gap."""
     rewards = number(0.3, -1.2, 2.0, 0.9)
     powers = rewards.exp()
-    check(1, "Bradley-Terry", lambda: bandit.bradley_terry(rewards), powers[:, None] / (powers[:, None] + powers))
+    check(
+        1,
+        "Bradley-Terry",
+        lambda: bandit.bradley_terry(rewards),
+        powers[:, None] / (powers[:, None] + powers),
+    )
 
 
 @pytest.mark.ex1(points=2)
 def test_win_rate():
     """p(y > opponent), the expectation over the opponent's actions, for one and for several opponents."""
-    check(1, "p(y > pi) = E_{y' ~ pi} p(y > y')", lambda: bandit.win_rate(GAME, PI), wins_against(GAME, PI))
+    check(
+        1,
+        "p(y > pi) = E_{y' ~ pi} p(y > y')",
+        lambda: bandit.win_rate(GAME, PI),
+        wins_against(GAME, PI),
+    )
     both = torch.stack([PI, REF])
     wanted = torch.stack([wins_against(GAME, PI), wins_against(GAME, REF)])
-    check(1, "p(y > pi) for two opponents at once, [2, n]", lambda: bandit.win_rate(GAME, both), wanted)
+    check(
+        1,
+        "p(y > pi) for two opponents at once, [2, n]",
+        lambda: bandit.win_rate(GAME, both),
+        wanted,
+    )
 
 
 @pytest.mark.ex1(points=2)
@@ -173,7 +203,12 @@ def test_antisymmetry():
 
 # Exercise 2: the IPO loss with soft labels, and the pair identity
 
-FOUR = number(-3.0, -1.5, -0.2), number(-2.0, -2.5, -4.0), number(-2.5, -1.0, -1.0), number(-2.2, -3.5, -3.0)
+FOUR = (
+    number(-3.0, -1.5, -0.2),
+    number(-2.0, -2.5, -4.0),
+    number(-2.5, -1.0, -1.0),
+    number(-2.2, -3.5, -3.0),
+)
 GAPS = number(-0.7, -1.5, 1.8)  # by hand: (-3 + 2.5) - (-2 + 2.2), ...
 LABELS = number(0.7, 0.2, 1.0)
 
@@ -181,9 +216,16 @@ LABELS = number(0.7, 0.2, 1.0)
 @pytest.mark.ex2(points=2)
 def test_gap():
     """h of three pairs, by hand."""
-    check(2, "h(y, y') = log pi(y)/pi_ref(y) - log pi(y')/pi_ref(y')", lambda: ipo.log_ratio_gap(*FOUR), GAPS)
+    check(
+        2,
+        "h(y, y') = log pi(y)/pi_ref(y) - log pi(y')/pi_ref(y')",
+        lambda: ipo.log_ratio_gap(*FOUR),
+        GAPS,
+    )
     leaf = number(-3.0).requires_grad_()
-    slope = lambda: torch.autograd.grad(ipo.log_ratio_gap(leaf, FOUR[1][0], FOUR[2][0], FOUR[3][0]).sum(), leaf)[0]
+    slope = lambda: torch.autograd.grad(
+        ipo.log_ratio_gap(leaf, FOUR[1][0], FOUR[2][0], FOUR[3][0]).sum(), leaf
+    )[0]
     check(2, "the slope of h in log pi(y) is 1", slope, number(1.0))
 
 
@@ -222,7 +264,9 @@ def test_at_the_start():
         number(25.0, 25.0, 25.0),
     )
     leaf = zero.clone().requires_grad_()
-    slope = lambda: torch.autograd.grad(ipo.loss(leaf, zero, zero, zero, LABELS, 0.1).sum(), leaf)[0]
+    slope = lambda: torch.autograd.grad(ipo.loss(leaf, zero, zero, zero, LABELS, 0.1).sum(), leaf)[
+        0
+    ]
     check(2, "the slope at h = 0 is -(2p - 1)/tau", slope, -(2 * LABELS - 1) / 0.1)
 
 
@@ -235,12 +279,15 @@ def test_pair_identity():
         def slope(y=y, other=other, p=p, tau=tau):
             log_pi = torch.log_softmax(logits, 0)
             return torch.autograd.grad(
-                ipo.loss(log_pi[y], log_pi[other], REF[y], REF[other], number(p)[0], tau).sum(), logits
+                ipo.loss(log_pi[y], log_pi[other], REF[y], REF[other], number(p)[0], tau).sum(),
+                logits,
             )[0]
 
         log_pi = torch.log_softmax(logits, 0).detach()
         h = log_pi[y] - REF[y] - log_pi[other] + REF[other]
-        difference = torch.eye(4).double()[y] - torch.eye(4).double()[other]  # the scores' pi cancels
+        difference = (
+            torch.eye(4).double()[y] - torch.eye(4).double()[other]
+        )  # the scores' pi cancels
         check(
             2,
             "the pair identity, -(2/tau) (p - 1/2 - tau h) (grad log pi(y) - grad log pi(y'))",
@@ -255,8 +302,18 @@ def test_pair_identity():
 @pytest.mark.ex3(points=1)
 def test_kl():
     """Two laws by hand, one row each."""
-    wanted = number(0.15 * math.log(0.15 / 0.4) + 0.25 * math.log(0.25 / 0.3) + 0.1 * math.log(0.5) + 0.5 * math.log(5.0))
-    check(3, "KL(pi, pi_ref) = E_{y ~ pi} log pi(y)/pi_ref(y)", lambda: bandit.kl(PI[None], REF[None]), wanted)
+    wanted = number(
+        0.15 * math.log(0.15 / 0.4)
+        + 0.25 * math.log(0.25 / 0.3)
+        + 0.1 * math.log(0.5)
+        + 0.5 * math.log(5.0)
+    )
+    check(
+        3,
+        "KL(pi, pi_ref) = E_{y ~ pi} log pi(y)/pi_ref(y)",
+        lambda: bandit.kl(PI[None], REF[None]),
+        wanted,
+    )
 
 
 @pytest.mark.ex3(points=2)
@@ -278,7 +335,9 @@ def payoff(one, other, preferences, log_ref, tau):
     def leave(log_pi):
         return (log_pi.exp() * (log_pi - log_ref)).sum()
 
-    return (one.exp() * wins_against(preferences, other)).sum() - tau * leave(one) + tau * leave(other)
+    return (
+        (one.exp() * wins_against(preferences, other)).sum() - tau * leave(one) + tau * leave(other)
+    )
 
 
 @pytest.mark.ex3(points=3)
@@ -286,8 +345,12 @@ def test_duality_gap():
     """2 max_pi' payoff(pi', pi) - 1, the maximum found by gradient ascent, not by a formula; 0 at a known equilibrium."""
     for pi, ref, tau in ((PI, REF, 0.5), (REF, PI, 1.0), (REF, REF, 0.3)):
         logits = ref.clone()
-        for _ in range(400):  # mirror ascent: converges geometrically, since the payoff is strongly concave
-            logits = torch.log_softmax(logits + 0.5 * (wins_against(GAME, pi) / tau - (logits - ref)), 0)
+        for _ in range(
+            400
+        ):  # mirror ascent: converges geometrically, since the payoff is strongly concave
+            logits = torch.log_softmax(
+                logits + 0.5 * (wins_against(GAME, pi) / tau - (logits - ref)), 0
+            )
         wanted = 2 * payoff(logits, pi, GAME, ref, tau) - 1
         check(
             3,
@@ -323,7 +386,12 @@ def test_nash_equilibrium():
         )
     two, ref = number([0.5, 0.7], [0.3, 0.5]).view(2, 2), law(0.3, 0.7)
     slope = lambda: bandit.fixed_point(two, ref, 0.1)[0] - bandit.fixed_point(two, ref, 0.1)[1]
-    check(3, "two actions: log(pi1/pi2) = log(ref1/ref2) + (p - 1/2)/tau", slope, math.log(0.3 / 0.7) + 2.0)
+    check(
+        3,
+        "two actions: log(pi1/pi2) = log(ref1/ref2) + (p - 1/2)/tau",
+        slope,
+        math.log(0.3 / 0.7) + 2.0,
+    )
     check(3, "tau = 1e9 gives pi_ref", lambda: bandit.fixed_point(GAME, REF, 1e9).exp(), REF.exp())
 
 
@@ -356,12 +424,22 @@ def test_mixture():
     """beta = 1/2 by hand, sqrt(pi pi_ref) normalised; both ends; several rows at once."""
     pi, ref = law(0.8, 0.1, 0.1), law(0.2, 0.3, 0.5)
     roots = number(0.16, 0.03, 0.05).sqrt()
-    check(4, "pi^(1/2) pi_ref^(1/2)/Z", lambda: ipo_md.mixture(pi, ref, 0.5).exp(), roots / roots.sum())
+    check(
+        4,
+        "pi^(1/2) pi_ref^(1/2)/Z",
+        lambda: ipo_md.mixture(pi, ref, 0.5).exp(),
+        roots / roots.sum(),
+    )
     check(4, "beta = 0 is the policy", lambda: ipo_md.mixture(pi, ref, 0.0).exp(), pi.exp())
     check(4, "beta = 1 is the reference", lambda: ipo_md.mixture(pi, ref, 1.0).exp(), ref.exp())
     powers = PI.exp() ** 0.875 * REF.exp() ** 0.125
     rows = torch.stack([powers / powers.sum(), REF.exp()])
-    check(4, "beta = 0.125, two rows", lambda: ipo_md.mixture(torch.stack([PI, REF]), REF, 0.125).exp(), rows)
+    check(
+        4,
+        "beta = 0.125, two rows",
+        lambda: ipo_md.mixture(torch.stack([PI, REF]), REF, 0.125).exp(),
+        rows,
+    )
 
 
 @pytest.mark.ex4(points=2)
@@ -369,16 +447,31 @@ def test_mix_and_draw():
     """One step of the sampler: the mixture's logits of rows with different beta, and inversion of the distribution function."""
     import sampler
 
-    one, other = number([1.0, 2.0, -1.0], [0.5, 0.0, 3.0]).view(2, 3), number([0.0, -1.0, 1.5], [2.0, 1.0, 0.0]).view(2, 3)
+    one, other = (
+        number([1.0, 2.0, -1.0], [0.5, 0.0, 3.0]).view(2, 3),
+        number([0.0, -1.0, 1.5], [2.0, 1.0, 0.0]).view(2, 3),
+    )
     streams = [
         SimpleNamespace(rows=torch.tensor([0, 2]), weight=number(0.75, 0.5)[:, None], logits=one),
         SimpleNamespace(rows=torch.tensor([0, 1]), weight=number(0.25, 1.0)[:, None], logits=other),
     ]
     wanted = torch.stack([0.75 * one[0] + 0.25 * other[0], other[1], 0.5 * one[1]]).softmax(-1)
-    check(4, "sec 5.1: (1-beta) log pi + beta log pi_ref, row by row", lambda: sampler.mix(streams, 3).softmax(-1), wanted)
+    check(
+        4,
+        "sec 5.1: (1-beta) log pi + beta log pi_ref, row by row",
+        lambda: sampler.mix(streams, 3).softmax(-1),
+        wanted,
+    )
     probabilities, grid = number(0.1, 0.0, 0.55, 0.35), (torch.arange(1000).double() + 0.5) / 1000
-    counts = lambda: torch.bincount(sampler.draw(probabilities.log().expand(1000, 4) + 7.0, grid), minlength=4)
-    check(4, "a uniform u draws the token whose interval of the distribution function holds u", counts, 1000 * probabilities)
+    counts = lambda: torch.bincount(
+        sampler.draw(probabilities.log().expand(1000, 4) + 7.0, grid), minlength=4
+    )
+    check(
+        4,
+        "a uniform u draws the token whose interval of the distribution function holds u",
+        counts,
+        1000 * probabilities,
+    )
 
 
 def sharp_models():
@@ -387,11 +480,18 @@ def sharp_models():
     import policy as policies
 
     tokenizer = policies.word_tokenizer(["a", "b", "c", "d"])
-    pair = [policies.build("enumerable", tokenizer, 8, seed).double().requires_grad_(False) for seed in (3, 4)]
+    pair = [
+        policies.build("enumerable", tokenizer, 8, seed).double().requires_grad_(False)
+        for seed in (3, 4)
+    ]
     for index, model in enumerate(pair):
         generator = torch.Generator().manual_seed(index)
-        for parameter in model.parameters():  # whatever the initialisation, far from uniform and from each other
-            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        for parameter in (
+            model.parameters()
+        ):  # whatever the initialisation, far from uniform and from each other
+            parameter.add_(
+                0.15 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            )
     return enumerated, policies, *pair
 
 
@@ -439,7 +539,10 @@ def test_sampler_draws_the_mixture():
                 if other < 165
                 else "the frequencies fit neither beta nor 1 - beta"
             )
-            require(square < 165, f"sec 5.1, beta = {beta}: {why} (chi-square {square:.0f} on 84 degrees of freedom)")
+            require(
+                square < 165,
+                f"sec 5.1, beta = {beta}: {why} (chi-square {square:.0f} on 84 degrees of freedom)",
+            )
 
 
 @pytest.mark.ex4(points=2)
@@ -463,14 +566,24 @@ def test_sampled_rows():
     )
     last = mask.sum(1) - 1
     require(
-        (ids[torch.arange(800), last][finished] == 0).all(), "the end-of-text token must be the last one inside the mask"
+        (ids[torch.arange(800), last][finished] == 0).all(),
+        "the end-of-text token must be the last one inside the mask",
     )
     require(
-        (mask.sum(1)[~finished] == 3).all() and 50 < finished.sum() < 780, "an unfinished response has max_tokens tokens"
+        (mask.sum(1)[~finished] == 3).all() and 50 < finished.sum() < 780,
+        "an unfinished response has max_tokens tokens",
     )
-    again = sampler.sample(policy, policy, prompt, (0.0, 0.5), torch.Generator().manual_seed(1), max_tokens=3)[0]
-    require((ids[:400] == again[:400]).all(), "the first 400 rows (beta = 0) must not depend on the reference")
-    require((ids[400:] != again[400:]).any(), "the last 400 rows (beta = 0.5) must depend on the reference")
+    again = sampler.sample(
+        policy, policy, prompt, (0.0, 0.5), torch.Generator().manual_seed(1), max_tokens=3
+    )[0]
+    require(
+        (ids[:400] == again[:400]).all(),
+        "the first 400 rows (beta = 0) must not depend on the reference",
+    )
+    require(
+        (ids[400:] != again[400:]).any(),
+        "the last 400 rows (beta = 0.5) must depend on the reference",
+    )
 
 
 # Exercise 5: Nash-MD-PG, sequence-level KL
@@ -481,9 +594,12 @@ def slow_log_prob(model, prompt, response):
     ids, total = list(prompt), []
     for token in response:
         total.append(
-            torch.log_softmax(model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -1], 0)[
-                token
-            ]
+            torch.log_softmax(
+                model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[
+                    0, -1
+                ],
+                0,
+            )[token]
         )
         ids.append(token)
     return torch.stack(total)
@@ -505,9 +621,17 @@ def test_log_prob():
     for row, (x, y) in enumerate(zip(prompts, responses, strict=True)):
         tokens[row, : len(y)] = slow_log_prob(model, x, y)
     check(
-        5, "log pi(y | x) = sum of log pi(y_n | x, y_<n)", lambda: policies.log_prob(model, prompt, response), tokens.sum(1)
+        5,
+        "log pi(y | x) = sum of log pi(y_n | x, y_<n)",
+        lambda: policies.log_prob(model, prompt, response),
+        tokens.sum(1),
     )
-    check(5, "log pi(y_n | x, y_<n), 0 beyond the mask", lambda: policies.token_log_probs(model, prompt, response), tokens)
+    check(
+        5,
+        "log pi(y_n | x, y_<n), 0 beyond the mask",
+        lambda: policies.token_log_probs(model, prompt, response),
+        tokens,
+    )
 
 
 @pytest.mark.ex5(points=1)
@@ -523,7 +647,11 @@ def test_responses_are_all_there_is():
 @pytest.mark.ex5(points=3)
 def test_nash_md_gradient_of_one_sample():
     """-(p - 1/2 - tau log pi/pi_ref) in log pi(y), and nothing for a draw at pi = pi_ref."""
-    logp, ref, p = number(-1.0, -2.0, -0.5, -3.0), number(-1.5, -1.0, -0.5, -2.0), number(0.9, 0.2, 0.8, 0.5)
+    logp, ref, p = (
+        number(-1.0, -2.0, -0.5, -3.0),
+        number(-1.5, -1.0, -0.5, -2.0),
+        number(0.9, 0.2, 0.8, 0.5),
+    )
     for tau in (0.1, 0.6):
 
         def slope(tau=tau):
@@ -551,21 +679,40 @@ def test_nash_md_gradient_in_expectation():
     ids, mask = torch.cat([batch[0][0], batch[1][0]], 1), batch[1][1]
 
     def score(which):  # one prompt, so nothing is padded on the left
-        every = torch.log_softmax(which(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1:-1], -1)
+        every = torch.log_softmax(
+            which(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1:-1], -1
+        )
         return (every.gather(2, batch[1][0][..., None])[..., 0] * mask).sum(1)
 
     log_pi, log_ref = score(model), score(reference)
-    laws = dict(policy=log_pi.detach(), mixture=((1 - beta) * log_pi + beta * log_ref).log_softmax(0).detach())
+    laws = dict(
+        policy=log_pi.detach(),
+        mixture=((1 - beta) * log_pi + beta * log_ref).log_softmax(0).detach(),
+    )
     wins = (preferences @ laws["mixture"].exp()[:, None])[:, 0]
-    wanted = torch.autograd.grad(-(log_pi.exp() * (wins - tau * (log_pi - log_ref))).sum(), model.transformer.wte.weight)[0]
+    wanted = torch.autograd.grad(
+        -(log_pi.exp() * (wins - tau * (log_pi - log_ref))).sum(), model.transformer.wte.weight
+    )[0]
 
     def slope():
         drawn, opponent = (laws[who] for who in nash_md.PAIR)
-        logp, ref_logp = policies.log_prob(model, *batch), policies.log_prob(reference, *batch).detach()
-        values = nash_md.loss(logp, None, ref_logp, None, (preferences @ opponent.exp()[:, None])[:, 0], tau)
-        return torch.autograd.grad((drawn.exp() * values.reshape(85, -1).sum(1)).sum(), model.transformer.wte.weight)[0]
+        logp, ref_logp = (
+            policies.log_prob(model, *batch),
+            policies.log_prob(reference, *batch).detach(),
+        )
+        values = nash_md.loss(
+            logp, None, ref_logp, None, (preferences @ opponent.exp()[:, None])[:, 0], tau
+        )
+        return torch.autograd.grad(
+            (drawn.exp() * values.reshape(85, -1).sum(1)).sum(), model.transformer.wte.weight
+        )[0]
 
-    check(5, "the expected gradient, against autograd of p(pi > SG[mixture]) - tau KL(pi, pi_ref)", slope, wanted)
+    check(
+        5,
+        "the expected gradient, against autograd of p(pi > SG[mixture]) - tau KL(pi, pi_ref)",
+        slope,
+        wanted,
+    )
 
 
 # Exercise 6: IPO-MD
@@ -587,7 +734,12 @@ def test_ipo_md_gradient():
     """The pair form of Prop 5.1, on the logits, for several beta."""
     for tau, beta in ((0.2, 0.125), (0.2, 0.6), (1.0, 0.3)):
         slope = lambda tau=tau, beta=beta: bandit.gradient(ipo_md, PI, REF, GAME, tau, beta)
-        check(6, f"-(4/tau) E_(y,y'~mixture) grad log pi(y) f(y, y'), beta = {beta}", slope, ipo_md_gradient(PI, tau, beta))
+        check(
+            6,
+            f"-(4/tau) E_(y,y'~mixture) grad log pi(y) f(y, y'), beta = {beta}",
+            slope,
+            ipo_md_gradient(PI, tau, beta),
+        )
 
 
 @pytest.mark.ex6(points=2)
@@ -596,7 +748,9 @@ def test_ipo_md_limits():
     slope = lambda: bandit.gradient(ipo_md, PI, REF, GAME, 0.3, 0.0)
     check(6, "beta = 0 is online IPO", slope, ipo_md_gradient(PI, 0.3, 0.0))
     wanted = sum(
-        REF[y].exp() * REF[other].exp() * (GAME[y, other] * (h - 2.5) ** 2 + (1 - GAME[y, other]) * (h + 2.5) ** 2)
+        REF[y].exp()
+        * REF[other].exp()
+        * (GAME[y, other] * (h - 2.5) ** 2 + (1 - GAME[y, other]) * (h + 2.5) ** 2)
         for y, other in itertools.product(range(4), repeat=2)
         for h in [PI[y] - REF[y] - PI[other] + REF[other]]
     )
@@ -640,7 +794,9 @@ def test_expected_loss_serves_every_method():
     )
     data = law(0.1, 0.2, 0.3, 0.4)
     wanted = sum(
-        data[y].exp() * data[other].exp() * (GAME[y, other] * (h - 1.25) ** 2 + (1 - GAME[y, other]) * (h + 1.25) ** 2)
+        data[y].exp()
+        * data[other].exp()
+        * (GAME[y, other] * (h - 1.25) ** 2 + (1 - GAME[y, other]) * (h + 1.25) ** 2)
         for y, other in itertools.product(range(4), repeat=2)
         for h in [PI[y] - REF[y] - PI[other] + REF[other]]
     )
@@ -652,7 +808,12 @@ def test_expected_loss_serves_every_method():
     )
     both = torch.stack([PI, REF])
     wanted = torch.stack([ipo_md_gradient(PI, tau, beta), ipo_md_gradient(REF, tau, beta)])
-    check(6, "two policies at once, [2, n]", lambda: bandit.gradient(ipo_md, both, REF, GAME, tau, beta), wanted)
+    check(
+        6,
+        "two policies at once, [2, n]",
+        lambda: bandit.gradient(ipo_md, both, REF, GAME, tau, beta),
+        wanted,
+    )
 
 
 # Exercise 7: online DPO is not a Nash solver
@@ -666,13 +827,20 @@ def test_dpo_loss():
             p * math.log1p(math.exp(-tau * h)) + (1 - p) * math.log1p(math.exp(tau * h))
             for h, p in zip(GAPS.tolist(), LABELS.tolist(), strict=True)
         ]
-        check(7, "DPO with soft labels", lambda tau=tau: dpo.loss(*FOUR, LABELS, tau), number(*wanted))
+        check(
+            7, "DPO with soft labels", lambda tau=tau: dpo.loss(*FOUR, LABELS, tau), number(*wanted)
+        )
 
         def slope(tau=tau):
             leaf = FOUR[0].clone().requires_grad_()
             return torch.autograd.grad(dpo.loss(leaf, *FOUR[1:], LABELS, tau).sum(), leaf)[0]
 
-        check(7, "the slope -tau (p - sigmoid(tau h))", slope, -tau * (LABELS - torch.sigmoid(tau * GAPS)))
+        check(
+            7,
+            "the slope -tau (p - sigmoid(tau h))",
+            slope,
+            -tau * (LABELS - torch.sigmoid(tau * GAPS)),
+        )
 
 
 @pytest.mark.ex7(points=1)
@@ -690,11 +858,16 @@ def test_dpo_is_finite():
 @pytest.mark.ex7(points=2)
 def test_dpo_does_not_stop_at_nash():
     """Appendix F: the gradient at the Nash equilibrium, -2 tau pi*(y) (p(y > pi*) - sum_y' pi*(y') sigmoid(p(y > pi*) - p(y' > pi*)))."""
-    for preferences, ref, tau in ((GAME, REF, 0.2), (number([0.5, 0.7], [0.3, 0.5]).view(2, 2), law(0.3, 0.7), 0.1)):
+    for preferences, ref, tau in (
+        (GAME, REF, 0.2),
+        (number([0.5, 0.7], [0.3, 0.5]).view(2, 2), law(0.3, 0.7), 0.1),
+    ):
         nash = bandit.fixed_point(preferences, ref, tau)
         wins = wins_against(preferences, nash)
         wanted = -2 * tau * nash.exp() * (wins - torch.sigmoid(wins[:, None] - wins) @ nash.exp())
-        slope = lambda p=preferences, r=ref, tau=tau, nash=nash: bandit.gradient(dpo, nash, r, p, tau)
+        slope = lambda p=preferences, r=ref, tau=tau, nash=nash: bandit.gradient(
+            dpo, nash, r, p, tau
+        )
         check(7, "F.5: online DPO's gradient at the Nash equilibrium is not zero", slope, wanted)
 
 
@@ -735,14 +908,18 @@ def test_predictions():
     for name, (preferences, ref) in games.items():
         nash = bandit.fixed_point(preferences, ref, 0.1)
         wins = wins_against(preferences, nash)
-        stationary = bool(((wins - torch.sigmoid(wins[:, None] - wins) @ nash.exp()) * nash.exp()).abs().max() < 1e-9)
+        stationary = bool(
+            ((wins - torch.sigmoid(wins[:, None] - wins) @ nash.exp()) * nash.exp()).abs().max()
+            < 1e-9
+        )
         require(
             given.get(name) in (True, False) and isinstance(given.get(name), bool),
             f"predictions.json: {name} must be true or false",
         )
         # Which one is wrong stays unsaid, or two attempts would give the answer.
         require(
-            given[name] is stationary, "F.5 to F.8: at least one prediction is wrong; put each game into F.5's condition"
+            given[name] is stationary,
+            "F.5 to F.8: at least one prediction is wrong; put each game into F.5's condition",
         )
 
 
@@ -765,9 +942,12 @@ NAMES = [
 def diagnose(run):
     """Compares one answer with its salted hash in exercises/symptoms/key.json."""
     given = adapters.answers(8)
-    require(given.get(run) in NAMES, f"diagnosis.json: run {run} needs a name of the list, word by word")
     require(
-        list(given.values()).count(given[run]) == 1, "six runs, six different bugs: a name given twice counts for neither"
+        given.get(run) in NAMES, f"diagnosis.json: run {run} needs a name of the list, word by word"
+    )
+    require(
+        list(given.values()).count(given[run]) == 1,
+        "six runs, six different bugs: a name given twice counts for neither",
     )
     key = json.loads((adapters.ROOT / "exercises" / "symptoms" / "key.json").read_text())
     require(

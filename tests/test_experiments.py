@@ -14,7 +14,16 @@ import train
 
 VERSION, ALL = train.version, experiments.NAMES
 FEW = {loss: ALL[loss] for loss in ("ipo", "ipo_md", "rl")}
-TINY = dict(steps=2, long=4, seeds=2, prompts=6, test=8, taus=1, extend=0, stages=["--supervised-steps", "3", "--preference-steps", "3", "--batch-size", "4"])
+TINY = dict(
+    steps=2,
+    long=4,
+    seeds=2,
+    prompts=6,
+    test=8,
+    taus=1,
+    extend=0,
+    stages=["--supervised-steps", "3", "--preference-steps", "3", "--batch-size", "4"],
+)
 
 
 class Here:
@@ -38,8 +47,14 @@ def small():
         patch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
         patch.setitem(experiments.SCALES, "smoke", TINY)
         patch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
-        measure = evaluate.measure  # train.py's hundred validation prompts would be most of the time
-        patch.setattr(evaluate, "measure", lambda *given, **named: measure(*given[:5], min(given[5], 8), **named))
+        measure = (
+            evaluate.measure
+        )  # train.py's hundred validation prompts would be most of the time
+        patch.setattr(
+            evaluate,
+            "measure",
+            lambda *given, **named: measure(*given[:5], min(given[5], 8), **named),
+        )
         patch.setattr(train, "version", lambda: "this")
         patch.setattr(experiments, "NAMES", FEW)
         patch.setenv("TQDM_DISABLE", "1")
@@ -47,11 +62,23 @@ def small():
 
 
 def run(folder, *argv):
-    return experiments.main([*argv, "--scale", "smoke", "--results", str(folder / "results"), "--runs", str(folder / "runs")])
+    return experiments.main(
+        [
+            *argv,
+            "--scale",
+            "smoke",
+            "--results",
+            str(folder / "results"),
+            "--runs",
+            str(folder / "runs"),
+        ]
+    )
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "results" / "smoke.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "results" / "smoke.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +94,22 @@ def test_the_table_is_drawn_again_from_its_lines(whole, capsys, tmp_path):
         assert run(whole, "table2", "--from-results") == 0
     out = capsys.readouterr().out
     assert out[: len(out) // 2] == out[len(out) // 2 :] and out.count("IPO over RL") == 2
-    assert run(tmp_path, "table2", "--from-results") == 2 and "are missing" in capsys.readouterr().err
+    assert (
+        run(tmp_path, "table2", "--from-results") == 2 and "are missing" in capsys.readouterr().err
+    )
 
 
 def test_what_a_line_says(whole):
     """Its options, the version, every checkpoint; the SFT start against itself would be 1/2: the first KL is small. The table is
     antisymmetric, and its entry is the mean of the lines of the four comparisons."""
     runs = [line for line in lines(whole) if "points" in line]
-    assert all(line["version"] == "this" and [point["step"] for point in line["points"]] == [1, 2] for line in runs)
-    assert {line["loss"] for line in runs} == set(experiments.NAMES) and {line["seed"] for line in runs} == {0, 1}
+    assert all(
+        line["version"] == "this" and [point["step"] for point in line["points"]] == [1, 2]
+        for line in runs
+    )
+    assert {line["loss"] for line in runs} == set(experiments.NAMES) and {
+        line["seed"] for line in runs
+    } == {0, 1}
     assert all(abs(line["points"][0]["kl"]) < 1 and line["curve"][0]["kl"] == 0 for line in runs)
 
 
@@ -86,7 +120,11 @@ def test_table_entries(whole, capsys):
     for i in range(3):
         for j in range(3):
             assert cells[i][j] + cells[j][i] == pytest.approx(1, abs=1.1e-3)
-    matches = [line["win_rate"] for line in lines(whole) if line["name"].startswith("test: ipo-") and " : ipo_md-" in line["name"]]
+    matches = [
+        line["win_rate"]
+        for line in lines(whole)
+        if line["name"].startswith("test: ipo-") and " : ipo_md-" in line["name"]
+    ]
     assert len(matches) == 4 and cells[0][1] == pytest.approx(statistics.mean(matches), abs=5e-4)
 
 
@@ -120,9 +158,13 @@ def test_lines_of_other_versions_are_made_again(whole, tmp_path, monkeypatch, ca
     """A raised version: what is drawn without --from-results is new."""
     monkeypatch.setattr(train, "version", lambda: "another")
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "smoke.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(whole)))
+    (tmp_path / "results" / "smoke.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines(whole))
+    )
     assert run(tmp_path, "fig2") == 0
-    assert [line["version"] for line in lines(tmp_path)][-1] == "another" and (tmp_path / "results" / "fig2-smoke.png").exists()
+    assert [line["version"] for line in lines(tmp_path)][-1] == "another" and (
+        tmp_path / "results" / "fig2-smoke.png"
+    ).exists()
 
 
 def test_every_version_is_in_the_text(monkeypatch):
@@ -136,8 +178,13 @@ def test_every_version_is_in_the_text(monkeypatch):
 def test_verdict_by_hand():
     """3 x 3 values with row means .6, .62, .64 and column means .61, .62, .63: se^2 = (4e-4 + 1e-4)/3, t = 2.776 -> .0358."""
     values = [0.62 + 0.02 * i + 0.01 * j for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    assert experiments.verdict(("ipo", "rl"), values, 3) == "IPO over RL: 0.620 +- 0.036 (95 %): IPO wins"
-    assert experiments.verdict(("ipo", "rl"), [value - 0.1 for value in values], 3).endswith("not separated")
+    assert (
+        experiments.verdict(("ipo", "rl"), values, 3)
+        == "IPO over RL: 0.620 +- 0.036 (95 %): IPO wins"
+    )
+    assert experiments.verdict(("ipo", "rl"), [value - 0.1 for value in values], 3).endswith(
+        "not separated"
+    )
 
 
 def test_every_figure(whole, capsys, monkeypatch):

@@ -34,7 +34,9 @@ def fill(model, seed, scale=0.6):
     """The model in float64 with weights uniform in +-scale/2, drawn in the order of their names."""
     generator, model = torch.Generator().manual_seed(seed), model.double()
     for _, parameter in sorted(model.named_parameters()):
-        parameter.copy_(scale * (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5))
+        parameter.copy_(
+            scale * (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5)
+        )
     return model
 
 
@@ -49,7 +51,9 @@ def gpt2(seed):
     """A GPT-2 of one layer and width 16 that speaks the built-in task's words, and ends about half of its responses."""
     model = fill(policies.build("tiny", data.BuiltIn(0).tokenizer, 128, 0), seed)
     with torch.no_grad():
-        model.transformer.wte.weight[0] = model.transformer.ln_f.bias * 3  # end-of-text: likely after any word
+        model.transformer.wte.weight[0] = (
+            model.transformer.ln_f.bias * 3
+        )  # end-of-text: likely after any word
     return model
 
 
@@ -63,35 +67,77 @@ def small():
 def three_steps(case):
     """Ids, labels, losses, gradient norms of three steps and the weights' checksum after each, for a method online or offline."""
     loss, *offline = case.split()
-    argv = ["--loss", loss, "--batch-size", "4", "--lr", "1e-2", "--device", "cpu", *(["--offline"] if offline else [])]
+    argv = [
+        "--loss",
+        loss,
+        "--batch-size",
+        "4",
+        "--lr",
+        "1e-2",
+        "--device",
+        "cpu",
+        *(["--offline"] if offline else []),
+    ]
     options = train.arguments(argv)
     task, reference = data.BuiltIn(0), gpt2(1).requires_grad_(False)
     policy = copy.deepcopy(reference).requires_grad_(True)
-    model = fill(preference_model.PreferenceModel(reference, pairwise=loss != "rl"), 2).requires_grad_(False)
+    model = fill(
+        preference_model.PreferenceModel(reference, pairwise=loss != "rl"), 2
+    ).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     steps = {}
     for step in range(3):
-        pairs = train.draw(options, task, policy, reference, model.gap if loss == "rl" else model, step)
+        pairs = train.draw(
+            options, task, policy, reference, model.gap if loss == "rl" else model, step
+        )
         numbers = train.update(options, policy, reference, optimizer, pairs)
-        ids = [[row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for part in pairs[:3]]
-        steps[f"step {step}"] = dict(numbers, ids=ids, labels=pairs[3].tolist(), weights=checksum(policy.state_dict()))
+        ids = [
+            [row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for part in pairs[:3]
+        ]
+        steps[f"step {step}"] = dict(
+            numbers, ids=ids, labels=pairs[3].tolist(), weights=checksum(policy.state_dict())
+        )
     return steps
 
 
 def stages(folder, monkeypatch):
     """What three steps of each stage leave: the supervised policy, the preference model and the reward, with their held-out numbers."""
-    argv = ["--supervised-steps", "3", "--preference-steps", "3", "--device", "cpu", "--stages", str(folder)]
+    argv = [
+        "--supervised-steps",
+        "3",
+        "--preference-steps",
+        "3",
+        "--device",
+        "cpu",
+        "--stages",
+        str(folder),
+    ]
     options, task = train.arguments(argv), data.BuiltIn(0)
-    start, reference, empty = gpt2(1), gpt2(3).requires_grad_(False), preference_model.PreferenceModel
+    start, reference, empty = (
+        gpt2(1),
+        gpt2(3).requires_grad_(False),
+        preference_model.PreferenceModel,
+    )
     monkeypatch.setattr(policies, "build", lambda *_: start)
-    monkeypatch.setattr(preference_model, "PreferenceModel", lambda body, pairwise=True: fill(empty(body, pairwise), 2))
+    monkeypatch.setattr(
+        preference_model,
+        "PreferenceModel",
+        lambda body, pairwise=True: fill(empty(body, pairwise), 2),
+    )
     _, path = train.supervised(options, task, None, "built-in")
     found = {"supervised": {"weights": weights_in(path)}}
     for name, pairwise in (("preference", True), ("reward", False)):
-        with contextlib.suppress(RuntimeError):  # it keeps its float64 weights, but is read into a model filled anew
-            _, path = train.preference(options, task, reference, "reference", "preference", pairwise)
+        with contextlib.suppress(
+            RuntimeError
+        ):  # it keeps its float64 weights, but is read into a model filled anew
+            _, path = train.preference(
+                options, task, reference, "reference", "preference", pairwise
+            )
         (path,) = Path(folder).glob(f"{name}-*")
-        found[name] = {"weights": weights_in(path), "held out": json.loads((path / "accuracy.json").read_text())}
+        found[name] = {
+            "weights": weights_in(path),
+            "held out": json.loads((path / "accuracy.json").read_text()),
+        }
     return found
 
 
@@ -101,17 +147,25 @@ def weights_in(folder):
 
 def measured():
     """evaluate.measure's numbers for two policies under the panel."""
-    numbers, kept = evaluate.measure(gpt2(1), gpt2(4), data.BuiltIn(0).judge, data.BuiltIn(0), "test", 24, chunk=10)
+    numbers, kept = evaluate.measure(
+        gpt2(1), gpt2(4), data.BuiltIn(0).judge, data.BuiltIn(0), "test", 24, chunk=10
+    )
     return dict(numbers=numbers, ids=[part[0].tolist() for part in kept[-1]])
 
 
 def same(found, wanted):
     """Equal, with floats equal to 1e-9 relative."""
     if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(same(found[name], wanted[name]) for name in wanted)
+        return found.keys() == wanted.keys() and all(
+            same(found[name], wanted[name]) for name in wanted
+        )
     if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(same(one, other) for one, other in zip(found, wanted, strict=True))
-    return found == (pytest.approx(wanted, rel=1e-9, abs=1e-12) if isinstance(wanted, float) else wanted)
+        return len(found) == len(wanted) and all(
+            same(one, other) for one, other in zip(found, wanted, strict=True)
+        )
+    return found == (
+        pytest.approx(wanted, rel=1e-9, abs=1e-12) if isinstance(wanted, float) else wanted
+    )
 
 
 def compare(name, found, constant):
@@ -120,11 +174,15 @@ def compare(name, found, constant):
     found = json.loads(json.dumps(found))
     if os.environ.get("GOLDEN") == "write":
         golden[name] = found
-        lines = [f"{json.dumps(key)}: {json.dumps(golden[key])}" for key in sorted(golden)]  # a line a case
+        lines = [
+            f"{json.dumps(key)}: {json.dumps(golden[key])}" for key in sorted(golden)
+        ]  # a line a case
         FILE.write_text("{" + ",\n".join(lines) + "}\n")
     for key, wanted in golden[name].items():
         advice = f"if that was meant, raise {constant!r} in train.VERSIONS and write the file anew (see this file's head)"
-        assert same(found[key], wanted), f"{name}, {key}: {found[key]} where it was {wanted}; {advice}"
+        assert same(found[key], wanted), (
+            f"{name}, {key}: {found[key]} where it was {wanted}; {advice}"
+        )
     assert found.keys() == golden[name].keys()
 
 
@@ -145,7 +203,11 @@ def test_measure():
 def test_a_changed_number_is_noticed(monkeypatch):
     """Relative 1e-8 in a loss, or one id, is another number; the message names the constant. A missing key is noticed, too."""
     assert same({"a": [1.0, 2]}, {"a": [1.0 + 1e-12, 2]})
-    assert not same({"a": [1.0, 2]}, {"a": [1.0 + 1e-8, 2]}) and not same([1], [2]) and not same({}, {"a": 1})
+    assert (
+        not same({"a": [1.0, 2]}, {"a": [1.0 + 1e-8, 2]})
+        and not same([1], [2])
+        and not same({}, {"a": 1})
+    )
     monkeypatch.delenv("GOLDEN", raising=False)
     wrong = three_steps("ipo")
     wrong["step 1"]["loss"] *= 1 + 1e-8

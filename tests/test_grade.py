@@ -15,7 +15,9 @@ GRADE = adapters.ROOT / "exercises" / "grade.py"
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, GRADE, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, GRADE, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_loop_and_a_crash_cost_their_exercise(tmp_path):
@@ -36,10 +38,13 @@ def test_a_loop_and_a_crash_cost_their_exercise(tmp_path):
     (student / "ipo_md.py").write_text("def loss(:\n")
     done = command("--all", tmp_path / "all", "--table", tmp_path / "grades.csv", "--seconds", 15)
     row = next(csv.DictReader((tmp_path / "grades.csv").open()))
-    assert row["student"] == "someone" and row["total"] == row["ex1"] == "10" and row["of"] == "80", (
-        done.stdout + done.stderr
+    assert (
+        row["student"] == "someone" and row["total"] == row["ex1"] == "10" and row["of"] == "80"
+    ), done.stdout + done.stderr
+    assert (
+        "ex2: stopped after 15 s" in row["notes"]
+        and "ex5: ended without a report (exit code 3)" in row["notes"]
     )
-    assert "ex2: stopped after 15 s" in row["notes"] and "ex5: ended without a report (exit code 3)" in row["notes"]
 
 
 def test_handout_has_no_solution(tmp_path):
@@ -51,10 +56,14 @@ def test_handout_has_no_solution(tmp_path):
         graded = {item for modules in adapters.EXERCISES.values() for item in modules.get(name, ())}
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name in graded:
-                assert isinstance(node.body[-1], ast.Raise) and len(node.body) == 2, f"{name}.{node.name}"
+                assert isinstance(node.body[-1], ast.Raise) and len(node.body) == 2, (
+                    f"{name}.{node.name}"
+                )
             elif isinstance(node, ast.ImportFrom) and node.module in adapters.MODULES:
                 assert not graded & {alias.name for alias in node.names}
-    assert not list((tmp_path / "handout").rglob("answers")) and not list((tmp_path / "handout").rglob("make_symptoms.py"))
+    assert not list((tmp_path / "handout").rglob("answers")) and not list(
+        (tmp_path / "handout").rglob("make_symptoms.py")
+    )
     assert command("--handout", tmp_path / "handout").returncode == 2
 
 
@@ -71,7 +80,9 @@ def test_only_the_graded_solutions_are_taken_out(exercise):
 
 def read(run):
     """Column -> values of one run."""
-    with open(adapters.ROOT / "exercises" / "symptoms" / f"run_{run}.csv", encoding="utf-8") as file:
+    with open(
+        adapters.ROOT / "exercises" / "symptoms" / f"run_{run}.csv", encoding="utf-8"
+    ) as file:
         rows = list(csv.DictReader(file))
     return {column: [float(row[column]) for row in rows] for column in rows[0]}
 
@@ -92,9 +103,15 @@ def diagnosis(run):
         return "winner and loser swapped"
     if end["loss"] < right["loss"] - 2:
         return "sampling weights differentiated"  # no honest learner has so little loss: it draws pairs that are easy
-    if end["mean |h|"] < 0.7 * right["mean |h|"] and end["KL to reference"] > 1.5 * right["KL to reference"]:
+    if (
+        end["mean |h|"] < 0.7 * right["mean |h|"]
+        and end["KL to reference"] > 1.5 * right["KL to reference"]
+    ):
         return "mean over tokens instead of sum"  # a smaller h for a larger KL
-    if end["win rate against reference"] > right["win rate against reference"] + 0.03 and end["duality gap"] > 0.03:
+    if (
+        end["win rate against reference"] > right["win rate against reference"] + 0.03
+        and end["duality gap"] > 0.03
+    ):
         return "pairs from the reference"  # the best answer to the reference, not to itself
     return "none"
 
@@ -102,7 +119,10 @@ def diagnosis(run):
 @pytest.mark.parametrize("run", "abcdef")
 def test_symptoms_show_the_bug(run):
     """The committed logs lead to the key by rules that a student can find; the healthy run to none of them."""
-    assert diagnosis(run) == json.loads((adapters.ROOT / "tests" / "answers" / "diagnosis.json").read_text())[run]
+    assert (
+        diagnosis(run)
+        == json.loads((adapters.ROOT / "tests" / "answers" / "diagnosis.json").read_text())[run]
+    )
     assert diagnosis("healthy") == "none"
 
 
@@ -110,7 +130,9 @@ def test_symptoms_are_made_by_the_command(tmp_path):
     """A short run writes the same files as the committed ones, small, and the key without the names."""
     make_symptoms.main(["--steps", "20", "--out", str(tmp_path)])
     committed = adapters.ROOT / "exercises" / "symptoms"
-    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in committed.iterdir()} - {"README.md"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        file.name for file in committed.iterdir()
+    } - {"README.md"}
     assert sum(file.stat().st_size for file in committed.iterdir()) < 1_000_000
     assert not any(name in (committed / "key.json").read_text() for name in test_exercises.NAMES)
     handout = (committed / "README.md").read_text()

@@ -77,16 +77,22 @@ def test_mutant_stubs_get_no_points(exercise):
 
 
 @pytest.mark.parametrize(
-    "index", range(len(mistakes.MISTAKES)), ids=[f"ex{one.exercise}-{one.name}" for one in mistakes.MISTAKES]
+    "index",
+    range(len(mistakes.MISTAKES)),
+    ids=[f"ex{one.exercise}-{one.name}" for one in mistakes.MISTAKES],
 )
 def test_mutant_loses_points_in_its_exercise(index):
     one, (points, failed) = mistakes.MISTAKES[index], outcome(index)
     assert points < adapters.POINTS, f"{one.name}: every test of exercise {one.exercise} passes"
-    assert not any("AttributeError" in message for message in failed.values()), failed  # it ran, and was wrong
+    assert not any("AttributeError" in message for message in failed.values()), (
+        failed
+    )  # it ran, and was wrong
 
 
 def test_mutant_list_is_long_enough_and_in_the_readme():
-    assert len(mistakes.MISTAKES) >= 20 and {one.exercise for one in mistakes.MISTAKES} == set(adapters.TITLES)
+    assert len(mistakes.MISTAKES) >= 20 and {one.exercise for one in mistakes.MISTAKES} == set(
+        adapters.TITLES
+    )
     names = [(one.exercise, one.name) for one in mistakes.MISTAKES]
     assert len(names) == len(set(names))
     assert table() in (STUBS / "README.md").read_text(encoding="utf-8"), (
@@ -110,7 +116,9 @@ TAUGHT = [
 @pytest.mark.parametrize("name", TAUGHT)
 def test_mutant_is_told_what_it_did(name):
     """The message holds the mistake's own hint, and names an equation."""
-    index, one = next((index, one) for index, one in enumerate(mistakes.MISTAKES) if one.name == name)
+    index, one = next(
+        (index, one) for index, one in enumerate(mistakes.MISTAKES) if one.name == name
+    )
     _, failed = outcome(index)
     assert any(one.hint in message for message in failed.values()), failed
 
@@ -119,7 +127,9 @@ def test_mutant_hint_is_not_given_to_another_value():
     """A wrong value that no listed mistake gives is described by its factor, not blamed on a mistake."""
     message = ""
     try:
-        test_exercises.check(2, "eq 11", lambda: test_exercises.number(3.0, 6.0), test_exercises.number(1.0, 2.0))
+        test_exercises.check(
+            2, "eq 11", lambda: test_exercises.number(3.0, 6.0), test_exercises.number(1.0, 2.0)
+        )
     except AssertionError as error:
         message = str(error)
     assert "exactly 3 times" in message and "eq 11" in message
@@ -145,10 +155,15 @@ def test_mutant_of_a_signature_cannot_come_from_the_stubs(exercise):
                 assert stub is None
                 continue
             assert inspect.signature(stub) == inspect.signature(reference), f"{module}.{name}"
-            theirs, ours = (re.sub(r"\s+", " ", function.__doc__ or "") for function in (stub, reference))
-            assert theirs.startswith(ours.strip()), f"{module}.{name}: the docstring has drifted from the reference's"
+            theirs, ours = (
+                re.sub(r"\s+", " ", function.__doc__ or "") for function in (stub, reference)
+            )
+            assert theirs.startswith(ours.strip()), (
+                f"{module}.{name}: the docstring has drifted from the reference's"
+            )
             handouts += all(
-                word in stub.__doc__ for word in ("Goal.", "Background.", "Task.", "Hints.", "Tests.", "Questions.")
+                word in stub.__doc__
+                for word in ("Goal.", "Background.", "Task.", "Hints.", "Tests.", "Questions.")
             )
             source = inspect.getsource(stub)
             assert f'raise NotImplementedError("Exercise {exercise}: ' in source
@@ -160,7 +175,9 @@ def table():
     rows = ["| exercise | mistake | points left | caught by |", "|---|---|---|---|"]
     for index, one in enumerate(mistakes.MISTAKES):
         points, failed = outcome(index)
-        rows.append(f"| {one.exercise} | {one.name} | {points} | {', '.join(f'`{name}`' for name in failed)} |")
+        rows.append(
+            f"| {one.exercise} | {one.name} | {points} | {', '.join(f'`{name}`' for name in failed)} |"
+        )
     return "\n".join(rows)
 
 

@@ -15,7 +15,10 @@ import policy as policies
 from policy import log_prob, pad, token_log_probs
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS, RESPONSES = [[1, 2, 3, 4], [2], [4, 1]], [[3, END], [1, 1, 2, 4], [END]]  # the second was cut: no end-of-text
+PROMPTS, RESPONSES = (
+    [[1, 2, 3, 4], [2], [4, 1]],
+    [[3, END], [1, 1, 2, 4], [END]],
+)  # the second was cut: no end-of-text
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +43,17 @@ def test_a_known_bigram_law():
     table = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.7, 0.2], [0.6, 0.15, 0.25]], dtype=torch.float64)
 
     def bigram(input_ids, logits_to_keep, **_):
-        return SimpleNamespace(logits=(table.log() + 3.0)[input_ids][:, logits_to_keep])  # + 3: logits are not normalised
+        return SimpleNamespace(
+            logits=(table.log() + 3.0)[input_ids][:, logits_to_keep]
+        )  # + 3: logits are not normalised
 
     each = token_log_probs(bigram, *batch([[1, 2], [1]], [[1, 2, END], [2]])).exp()
-    assert each[0].tolist() == pytest.approx([0.15, 0.2, 0.6], rel=1e-12)  # 1 after 2, 2 after 1, end after 2
-    assert each[1].tolist() == pytest.approx([0.2, 1, 1], rel=1e-12)  # 2 after 1, and no end-of-text: it was cut
+    assert each[0].tolist() == pytest.approx(
+        [0.15, 0.2, 0.6], rel=1e-12
+    )  # 1 after 2, 2 after 1, end after 2
+    assert each[1].tolist() == pytest.approx(
+        [0.2, 1, 1], rel=1e-12
+    )  # 2 after 1, and no end-of-text: it was cut
     total = log_prob(bigram, *batch([[1, 2], [1]], [[1, 2, END], [2]])).exp()
     assert total.tolist() == pytest.approx([0.15 * 0.2 * 0.6, 0.2], rel=1e-12)
 
@@ -52,7 +61,9 @@ def test_a_known_bigram_law():
 def test_a_known_constant_law():
     """A real GPT-2 that draws from (0.1, 0.2, 0.3, 0.4) everywhere: 'b a <end>' has 0.3 * 0.2 * 0.1, to 1e-12 relative."""
     model = constant_gpt2(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log())
-    assert log_prob(model, *batch([[3, 1]], [[2, 1, END]])).exp().item() == pytest.approx(0.006, rel=1e-12)
+    assert log_prob(model, *batch([[3, 1]], [[2, 1, END]])).exp().item() == pytest.approx(
+        0.006, rel=1e-12
+    )
 
 
 def test_a_padded_batch_against_rows_alone(model):
@@ -60,23 +71,35 @@ def test_a_padded_batch_against_rows_alone(model):
     the mask the difference is of order 1. In float32 to 1e-4, some hundred roundings of values of order 10."""
     each = token_log_probs(model, *batch())
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        assert each[row, : len(response)].tolist() == pytest.approx(by_hand(model, prompt, response), abs=1e-12)
+        assert each[row, : len(response)].tolist() == pytest.approx(
+            by_hand(model, prompt, response), abs=1e-12
+        )
         assert (each[row, len(response) :] == 0).all()
         alone = log_prob(model, *batch([prompt], [response])).item()
         assert alone == pytest.approx(each[row].sum().item(), abs=1e-12)
     single = copy.deepcopy(model).float()
     torch.testing.assert_close(log_prob(single, *batch()).double(), each.sum(1), rtol=0, atol=1e-4)
-    wrong = model(torch.cat([batch()[0][0], batch()[1][0]], 1), attention_mask=torch.cat([batch()[0][1], batch()[1][1]], 1).long()).logits
-    assert abs(torch.log_softmax(wrong[1, 3], -1)[1].item() - each[1, 0].item()) > 0.01, "positions do not matter to this model"
+    wrong = model(
+        torch.cat([batch()[0][0], batch()[1][0]], 1),
+        attention_mask=torch.cat([batch()[0][1], batch()[1][1]], 1).long(),
+    ).logits
+    assert abs(torch.log_softmax(wrong[1, 3], -1)[1].item() - each[1, 0].item()) > 0.01, (
+        "positions do not matter to this model"
+    )
 
 
 def test_what_follows_the_end_is_not_scored(model):
     """[a, EOS, junk] as a sampler may hold it, masked through EOS, scores as [a, EOS], junk or not: 1e-12. The EOS term is in."""
     prompt, short = batch([[1, 2]], [[3, END]])
     junk = torch.tensor([[3, END, 4, 1]]), torch.tensor([[True, True, False, False]])
-    assert log_prob(model, prompt, junk).item() == pytest.approx(log_prob(model, prompt, short).item(), abs=1e-12)
+    assert log_prob(model, prompt, junk).item() == pytest.approx(
+        log_prob(model, prompt, short).item(), abs=1e-12
+    )
     terms = by_hand(model, [1, 2], [3, END])
-    assert log_prob(model, prompt, short).item() == pytest.approx(sum(terms), abs=1e-12) and terms[1] < -0.01
+    assert (
+        log_prob(model, prompt, short).item() == pytest.approx(sum(terms), abs=1e-12)
+        and terms[1] < -0.01
+    )
 
 
 def test_a_cut_response_has_no_end(model):
@@ -85,7 +108,9 @@ def test_a_cut_response_has_no_end(model):
     ended = pad([[3, 4, END]], "right", END)
     terms = by_hand(model, [1, 2], [3, 4, END])
     assert log_prob(model, prompt, cut).item() == pytest.approx(sum(terms[:2]), abs=1e-12)
-    assert (log_prob(model, prompt, ended) - log_prob(model, prompt, cut)).item() == pytest.approx(terms[2], abs=1e-12)
+    assert (log_prob(model, prompt, ended) - log_prob(model, prompt, cut)).item() == pytest.approx(
+        terms[2], abs=1e-12
+    )
 
 
 def test_the_pad_id_is_irrelevant(model):
@@ -98,8 +123,13 @@ def test_more_padding_moves_nothing(model):
     """Ten more columns of padding on either side move no score: 1e-12, since sums are over other lengths."""
     (ids, mask), (response, there) = batch()
     wide = torch.zeros(3, 10, dtype=torch.long)
-    prompt, longer = (torch.cat([wide, ids], 1), torch.cat([wide > 0, mask], 1)), (torch.cat([response, wide + 3], 1), torch.cat([there, wide > 0], 1))
-    torch.testing.assert_close(log_prob(model, prompt, longer), log_prob(model, *batch()), rtol=0, atol=1e-12)
+    prompt, longer = (
+        (torch.cat([wide, ids], 1), torch.cat([wide > 0, mask], 1)),
+        (torch.cat([response, wide + 3], 1), torch.cat([there, wide > 0], 1)),
+    )
+    torch.testing.assert_close(
+        log_prob(model, prompt, longer), log_prob(model, *batch()), rtol=0, atol=1e-12
+    )
 
 
 def test_no_mask_is_made_from_the_pad_id():
@@ -107,7 +137,9 @@ def test_no_mask_is_made_from_the_pad_id():
     for path in sorted(ROOT.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
-                assert "pad_token" not in ast.unparse(node) and "pad_id" not in ast.unparse(node), f"{path.name}: {ast.unparse(node)}"
+                assert "pad_token" not in ast.unparse(node) and "pad_id" not in ast.unparse(node), (
+                    f"{path.name}: {ast.unparse(node)}"
+                )
 
 
 def test_scores_do_not_depend_on_the_batch(model):
@@ -122,7 +154,10 @@ def test_scores_do_not_depend_on_the_batch(model):
 
 def test_step_0_log_ratio_is_exactly_zero(model):
     """Policy and reference with the same weights, one with gradient and one without, as in training: the bits are the same."""
-    policy, reference = copy.deepcopy(model).float(), copy.deepcopy(model).float().requires_grad_(False)
+    policy, reference = (
+        copy.deepcopy(model).float(),
+        copy.deepcopy(model).float().requires_grad_(False),
+    )
     ratio = log_prob(policy.train(), *batch()) - log_prob(reference, *batch())
     assert ratio.requires_grad and torch.equal(ratio, torch.zeros(3))
 
@@ -131,7 +166,9 @@ def test_precision(model):
     """bfloat16 weights: the score is float32 and within 1e-4 of a float64 log-softmax of the same logits, while a log-softmax
     in bfloat16 is off by more than 1e-2; float32 and float64 come out as they went in."""
     half = copy.deepcopy(model).bfloat16()
-    prompt, response = batch([[1, 2, 3]] * 2, [[3, 4, 1, 2, END], [2, 2, 1, 4, 3]])  # no padding, so that the call below is the same
+    prompt, response = batch(
+        [[1, 2, 3]] * 2, [[3, 4, 1, 2, END], [2, 2, 1, 4, 3]]
+    )  # no padding, so that the call below is the same
     score = log_prob(half, prompt, response)
     with torch.no_grad():
         logits = half(torch.cat([prompt[0], response[0]], 1)).logits[:, 2:-1]
@@ -146,7 +183,9 @@ def test_precision(model):
 def test_the_head_runs_at_response_positions_only(model):
     """[B, P + T, vocabulary] logits would not fit in memory with GPT-2's 50,257 entries: the head sees B x T positions."""
     seen = []
-    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    handle = model.lm_head.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].shape)
+    )
     log_prob(model, *batch())
     handle.remove()
     assert [tuple(shape) for shape in seen] == [(3, 4, 16)]
@@ -166,7 +205,9 @@ def test_dropout_is_off_in_every_model(tmp_path):
         with torch.no_grad():
             assert torch.equal(log_prob(model, *batch()), log_prob(model, *batch()))
     with torch.no_grad():  # the same weights, though the folder asks for dropout and another kernel of the same gelu: 1e-4, float32
-        torch.testing.assert_close(log_prob(loaded, *batch()), log_prob(asks.eval(), *batch()), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            log_prob(loaded, *batch()), log_prob(asks.eval(), *batch()), rtol=0, atol=1e-4
+        )
 
 
 def test_building_depends_on_the_seed_alone():
@@ -185,9 +226,17 @@ def test_building_depends_on_the_seed_alone():
 
 def test_pad_and_positions_by_hand():
     left, right = pad([[5, 6], [7]], "left", 9), pad([[5, 6], [7]], "right", 9)
-    assert left[0].tolist() == [[5, 6], [9, 7]] and left[1].tolist() == [[True, True], [False, True]]
-    assert right[0].tolist() == [[5, 6], [7, 9]] and right[1].tolist() == [[True, True], [True, False]]
-    assert policies.positions(torch.tensor([[False, False, True, True], [True, True, True, False]]))[0].tolist() == [0, 0, 0, 1]
+    assert left[0].tolist() == [[5, 6], [9, 7]] and left[1].tolist() == [
+        [True, True],
+        [False, True],
+    ]
+    assert right[0].tolist() == [[5, 6], [7, 9]] and right[1].tolist() == [
+        [True, True],
+        [True, False],
+    ]
+    assert policies.positions(
+        torch.tensor([[False, False, True, True], [True, True, True, False]])
+    )[0].tolist() == [0, 0, 0, 1]
 
 
 def test_tokenizers_round_trip():
@@ -212,5 +261,10 @@ def test_loading_says_what_is_wrong(tmp_path):
 def test_the_reference_sampler_is_right():
     """The slow sampler's law of a constant model at beta = 0.5, worked out by hand: sqrt(p q) normalised. It judges the rest."""
     p, q = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]], dtype=torch.float64)
-    law = reference_sampler.next_law(constant_gpt2(p.log()), constant_gpt2(q.log()), [1, 2], 0.5).exp()
-    assert law.tolist() == pytest.approx([v / (0.16**0.5 + 0.03**0.5 + 0.05**0.5) for v in (0.16**0.5, 0.03**0.5, 0.05**0.5)], rel=1e-12)
+    law = reference_sampler.next_law(
+        constant_gpt2(p.log()), constant_gpt2(q.log()), [1, 2], 0.5
+    ).exp()
+    assert law.tolist() == pytest.approx(
+        [v / (0.16**0.5 + 0.03**0.5 + 0.05**0.5) for v in (0.16**0.5, 0.03**0.5, 0.05**0.5)],
+        rel=1e-12,
+    )

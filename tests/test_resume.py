@@ -20,7 +20,20 @@ from safetensors.torch import load_file
 import policy as policies
 import train
 
-STEPS = ["--supervised-steps", "40", "--preference-steps", "40", "--steps", "30", "--save-every", "4", "--batch-size", "4", "--eval-prompts", "8"]
+STEPS = [
+    "--supervised-steps",
+    "40",
+    "--preference-steps",
+    "40",
+    "--steps",
+    "30",
+    "--save-every",
+    "4",
+    "--batch-size",
+    "4",
+    "--eval-prompts",
+    "8",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,18 +45,35 @@ def small():
 
 
 def options(folder, *more):
-    return [*STEPS, "--device", "cpu", "--stages", str(folder / "stages"), "--out", str(folder / "run"), *more]
+    return [
+        *STEPS,
+        "--device",
+        "cpu",
+        "--stages",
+        str(folder / "stages"),
+        "--out",
+        str(folder / "run"),
+        *more,
+    ]
 
 
 def result(folder):
     """What must be equal to the bit: the weights, the metrics, the summary but for its time."""
     run = folder / "run"
     summary = json.loads((run / "summary.json").read_text())
-    return load_file(run / "policy" / "model.safetensors"), (run / "metrics.jsonl").read_bytes(), {k: v for k, v in summary.items() if k != "seconds"}
+    return (
+        load_file(run / "policy" / "model.safetensors"),
+        (run / "metrics.jsonl").read_bytes(),
+        {k: v for k, v in summary.items() if k != "seconds"},
+    )
 
 
 def same(one, two):
-    return one[1:] == two[1:] and one[0].keys() == two[0].keys() and all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+    return (
+        one[1:] == two[1:]
+        and one[0].keys() == two[0].keys()
+        and all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +113,24 @@ def test_killed_at_random_moments(whole, tmp_path):
         os.waitpid(pid, 0)
     assert train.main(options(tmp_path, "--resume")) == 0
     assert same(result(tmp_path), whole[1]), f"after {time.time() - begun:.0f} s"
-    assert not list((tmp_path / "stages").glob("*.tmp")) and len(train.checkpoints(tmp_path / "run")) == 2
+    assert (
+        not list((tmp_path / "stages").glob("*.tmp"))
+        and len(train.checkpoints(tmp_path / "run")) == 2
+    )
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 17, 29])
 def test_killed_in_a_step(whole, started, monkeypatch, step):
     """SIGKILL between a step's draw and its update: before the first checkpoint, around one, and in the last step."""
     draw = train.draw
-    monkeypatch.setattr(train, "draw", lambda *given: os.kill(os.getpid(), signal.SIGKILL) if given[-1] == step else draw(*given))
-    assert os.waitpid(fork(lambda: train.main(options(started, "--resume"))), 0)[1] == signal.SIGKILL
+    monkeypatch.setattr(
+        train,
+        "draw",
+        lambda *given: os.kill(os.getpid(), signal.SIGKILL) if given[-1] == step else draw(*given),
+    )
+    assert (
+        os.waitpid(fork(lambda: train.main(options(started, "--resume"))), 0)[1] == signal.SIGKILL
+    )
     monkeypatch.undo()
     assert train.main(options(started, "--resume")) == 0
     assert same(result(started), whole[1])
@@ -101,9 +140,16 @@ def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
     """SIGKILL before a checkpoint gets its name, and before a stage does: the unfinished folder is not taken for a finished one."""
     publish = train.publish
     for name in ("checkpoint-000008", "preference"):
-        monkeypatch.setattr(train, "publish", lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if name in str(b) else publish(a, b))
+        monkeypatch.setattr(
+            train,
+            "publish",
+            lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if name in str(b) else publish(a, b),
+        )
         stages = ["--stages", str(started / "own")] if name == "preference" else []
-        assert os.waitpid(fork(lambda: train.main(options(started, "--resume", *stages))), 0)[1] == signal.SIGKILL
+        assert (
+            os.waitpid(fork(lambda: train.main(options(started, "--resume", *stages))), 0)[1]
+            == signal.SIGKILL
+        )
         monkeypatch.undo()
     assert train.main(options(started, "--resume", "--stages", str(started / "own"))) == 0
     assert "resumed at step 4" in capsys.readouterr().out and same(result(started), whole[1])
@@ -129,7 +175,11 @@ def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     capsys.readouterr()
     assert train.main(options(started, "--resume")) == 0
     out, err = capsys.readouterr()
-    assert err.count("warning: ") == 1 and "damaged" in err and f"resumed at step 28 from {before}" in out
+    assert (
+        err.count("warning: ") == 1
+        and "damaged" in err
+        and f"resumed at step 28 from {before}" in out
+    )
     assert same(result(started), whole[1]) and not (tmp_path / "evil").exists()
 
 
@@ -146,16 +196,31 @@ class Evil:
 def test_another_run_is_not_resumed(started, capsys, monkeypatch):
     """Other options, another reference under the same name: an error that names the difference; the checkpoints stay."""
     draw = train.draw
-    monkeypatch.setattr(train, "draw", lambda *given: draw(*given) if given[-1] < 9 else train.fail("stopped"))
+    monkeypatch.setattr(
+        train, "draw", lambda *given: draw(*given) if given[-1] < 9 else train.fail("stopped")
+    )
     assert train.main(options(started)) == 2
     monkeypatch.undo()
     kept = train.checkpoints(started / "run")
-    for more, word in ((["--tau", "0.5"], "tau 0.03 there, 0.5 here"), (["--data-seed", "1"], "data_seed"), (["--steps", "31"], "steps")):
+    for more, word in (
+        (["--tau", "0.5"], "tau 0.03 there, 0.5 here"),
+        (["--data-seed", "1"], "data_seed"),
+        (["--steps", "31"], "steps"),
+    ):
         capsys.readouterr()
-        assert train.main(options(started, "--resume", *more)) == 2 and word in capsys.readouterr().err
+        assert (
+            train.main(options(started, "--resume", *more)) == 2 and word in capsys.readouterr().err
+        )
     assert train.main(options(started)) == 2 and "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(train, "file_hash", lambda path, right=train.file_hash: "0" * 64 if "supervised" in str(path) else right(path))
-    assert train.main(options(started, "--resume")) == 2 and "another reference" in capsys.readouterr().err
+    monkeypatch.setattr(
+        train,
+        "file_hash",
+        lambda path, right=train.file_hash: "0" * 64 if "supervised" in str(path) else right(path),
+    )
+    assert (
+        train.main(options(started, "--resume")) == 2
+        and "another reference" in capsys.readouterr().err
+    )
     assert train.checkpoints(started / "run") == kept and len(kept) == 2
 
 
@@ -164,10 +229,17 @@ def test_signals(whole, started, monkeypatch, capsys, number, status):
     """In the alignment: the step is finished, a checkpoint written, and the end after --resume is the same. In a stage: it ends at once.
     The handlers of before are back afterwards."""
     draw, handlers = train.draw, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(train, "draw", lambda *given: (os.kill(os.getpid(), number) if given[-1] == 6 else None, draw(*given))[1])
+    monkeypatch.setattr(
+        train,
+        "draw",
+        lambda *given: (os.kill(os.getpid(), number) if given[-1] == 6 else None, draw(*given))[1],
+    )
     assert train.main(options(started)) == status
     assert "--resume" in capsys.readouterr().err.splitlines()[-1]
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == ["checkpoint-000004", "checkpoint-000007"]
+    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
+        "checkpoint-000004",
+        "checkpoint-000007",
+    ]
     monkeypatch.undo()
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
     monkeypatch.setattr(policies, "fit", lambda *given, **named: os.kill(os.getpid(), number))
@@ -179,9 +251,18 @@ def test_signals(whole, started, monkeypatch, capsys, number, status):
 def test_a_second_signal_ends_at_once(started, monkeypatch):
     """Two in one step: the step is given up, no checkpoint is written for it."""
     draw = train.draw
-    monkeypatch.setattr(train, "draw", lambda *given: ([os.kill(os.getpid(), signal.SIGINT) for _ in range(2 * (given[-1] == 6))], draw(*given))[1])
+    monkeypatch.setattr(
+        train,
+        "draw",
+        lambda *given: (
+            [os.kill(os.getpid(), signal.SIGINT) for _ in range(2 * (given[-1] == 6))],
+            draw(*given),
+        )[1],
+    )
     assert train.main(options(started)) == 130
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == ["checkpoint-000004"]
+    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
+        "checkpoint-000004"
+    ]
 
 
 def test_a_full_disk(whole, started, monkeypatch):
@@ -195,20 +276,29 @@ def test_a_full_disk(whole, started, monkeypatch):
 
     monkeypatch.setattr(train, "save", limited)
     read, write = os.pipe()
-    pid = fork(lambda: (setattr(sys, "stderr", os.fdopen(write, "w", 1)), train.main(options(started)))[1])
+    pid = fork(
+        lambda: (setattr(sys, "stderr", os.fdopen(write, "w", 1)), train.main(options(started)))[1]
+    )
     os.close(write)
     with os.fdopen(read) as pipe:
         error = pipe.read().splitlines()[-1]
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2 and error.startswith("train.py: error: cannot write")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2 and error.startswith(
+        "train.py: error: cannot write"
+    )
     monkeypatch.undo()
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == ["checkpoint-000004"]
+    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
+        "checkpoint-000004"
+    ]
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
 
 
 def test_a_folder_that_cannot_be_written(started, capsys):
     (started / "file").write_text("kept")
     assert train.main(options(started, "--out", str(started / "file" / "run"))) == 2
-    assert capsys.readouterr().err.startswith("train.py: error: cannot write") and (started / "file").read_text() == "kept"
+    assert (
+        capsys.readouterr().err.startswith("train.py: error: cannot write")
+        and (started / "file").read_text() == "kept"
+    )
 
 
 def test_two_runs_on_one_folder(started, capsys):
@@ -224,7 +314,9 @@ def test_two_runs_on_one_folder(started, capsys):
     os.read(held, 1)
     assert train.main(options(started)) == 2
     error = capsys.readouterr().err
-    assert "another run" in error and error.count("\n") == 1 and not list((started / "run").iterdir())
+    assert (
+        "another run" in error and error.count("\n") == 1 and not list((started / "run").iterdir())
+    )
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     with train.locked(started / "run"):
@@ -233,10 +325,15 @@ def test_two_runs_on_one_folder(started, capsys):
 
 def test_two_runs_share_the_making_of_a_stage(tmp_path):
     """Started together in an empty folder: one makes the stages, the other waits and takes them; both end alike."""
-    pids = [fork(lambda: train.main(options(tmp_path, "--out", str(tmp_path / name)))) for name in ("a", "b")]
+    pids = [
+        fork(lambda: train.main(options(tmp_path, "--out", str(tmp_path / name))))
+        for name in ("a", "b")
+    ]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
     assert len(list((tmp_path / "stages").iterdir())) == 2
-    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "b" / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_a_loss_that_is_not_finite(whole, started, monkeypatch, capsys):
@@ -244,13 +341,23 @@ def test_a_loss_that_is_not_finite(whole, started, monkeypatch, capsys):
     same end."""
     loss, draw, now = train.METHODS["ipo_md"].loss, train.draw, []
     monkeypatch.setattr(train, "draw", lambda *given: (now.append(given[-1]), draw(*given))[1])
-    for bad in (lambda value: value * float("nan"), lambda value: value + 0 * torch.sqrt(value - value)):
-        monkeypatch.setattr(train.METHODS["ipo_md"], "loss", lambda *given: bad(loss(*given)) if now[-1] == 9 else loss(*given))
+    for bad in (
+        lambda value: value * float("nan"),
+        lambda value: value + 0 * torch.sqrt(value - value),
+    ):
+        monkeypatch.setattr(
+            train.METHODS["ipo_md"],
+            "loss",
+            lambda *given: bad(loss(*given)) if now[-1] == 9 else loss(*given),
+        )
         assert train.main(options(started, "--resume")) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("train.py: error: step 9: ") and "step-9.json" in error
         kept = json.loads((started / "run" / "step-9.json").read_text())
-        assert len(kept["text"]) == len(kept["y"]) == len(kept["y_other"]) == len(kept["label"]) == 4 and "tl;dr" in kept["text"][0]
+        assert (
+            len(kept["text"]) == len(kept["y"]) == len(kept["y_other"]) == len(kept["label"]) == 4
+            and "tl;dr" in kept["text"][0]
+        )
     monkeypatch.undo()
     assert train.checkpoints(started / "run")[-1].endswith("000008")
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
@@ -263,4 +370,6 @@ def test_a_full_device(started, monkeypatch, capsys):
     monkeypatch.setattr(train, "update", full)
     assert train.main(options(started)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert all(word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--resume"))
+    assert all(
+        word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--resume")
+    )

@@ -31,7 +31,9 @@ def chi_square(counts, law):
     """Pearson's statistic of counts (response -> number) against law (response -> probability)."""
     total = sum(counts.values())
     assert set(counts) <= set(law), "a response that cannot be drawn"
-    return sum((counts.get(response, 0) - total * p) ** 2 / (total * p) for response, p in law.items())
+    return sum(
+        (counts.get(response, 0) - total * p) ** 2 / (total * p) for response, p in law.items()
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -52,10 +54,16 @@ def test_distribution_against_enumeration(beta):
         for response in map(tuple, drawn[row::2]):
             counts[response] = counts.get(response, 0) + 1
         law = every_response(policy, reference, prompt, beta, 3)
-        assert len(law) == 15 and sum(law.values()) == pytest.approx(1, abs=1e-12) and min(law.values()) * 10000 > 20
+        assert (
+            len(law) == 15
+            and sum(law.values()) == pytest.approx(1, abs=1e-12)
+            and min(law.values()) * 10000 > 20
+        )
         assert chi_square(counts, law) < 55.5, f"beta = {beta} is not drawn after {prompt}"
         for other in {0.0, 0.3, 0.7, 1.0} - {beta}:
-            assert chi_square(counts, every_response(policy, reference, prompt, other, 3)) > 55.5, f"{beta} cannot be told from {other}"
+            assert chi_square(counts, every_response(policy, reference, prompt, other, 3)) > 55.5, (
+                f"{beta} cannot be told from {other}"
+            )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.125, 1.0])
@@ -64,7 +72,9 @@ def test_first_token_frequencies_by_hand(beta):
     The arithmetic mixture at 0.125 is more than 15 standard errors away."""
     p, q = torch.tensor([[0.8, 0.05, 0.15], [0.05, 0.75, 0.2]], dtype=torch.float64)
     prompt = policies.pad([[1]] * 20000, "left", END)
-    ids, _, _ = sampler.sample(constant_gpt2(p.log()), constant_gpt2(q.log()), prompt, beta, seeded(0), max_tokens=1)
+    ids, _, _ = sampler.sample(
+        constant_gpt2(p.log()), constant_gpt2(q.log()), prompt, beta, seeded(0), max_tokens=1
+    )
     frequency = ids[:, 0].bincount(minlength=3) / 20000
     geometric = p ** (1 - beta) * q**beta
     law = geometric / geometric.sum()
@@ -108,7 +118,10 @@ def test_cached_logits_at_every_step(pair, beta, monkeypatch):
 def test_cached_model_against_transformers(pair):
     """One Stream fed fixed tokens, left-padded rows: its logits at every step against transformers on the whole prefix with
     mask and positions, 1e-11 (logits of order 10). Both models at once, to catch a cache that they share."""
-    prompt, tokens = policies.pad(PROMPTS, "left", END), torch.tensor([[4, END, 3, 1, 2], [1, 1, 1, END, 4], [3, 2, END, END, 1]])
+    prompt, tokens = (
+        policies.pad(PROMPTS, "left", END),
+        torch.tensor([[4, END, 3, 1, 2], [1, 1, 1, END, 4], [3, 2, END, END, 1]]),
+    )
     weight = torch.ones(3, dtype=torch.float64)
     with torch.no_grad():
         streams = [sampler.Stream(model, torch.arange(3), weight, prompt, 5) for model in pair]
@@ -117,7 +130,9 @@ def test_cached_model_against_transformers(pair):
         mask = torch.cat([prompt[1], torch.ones(3, step, dtype=torch.bool)], 1)
         for model, stream in zip(pair, streams, strict=True):
             with torch.no_grad():
-                exact = model(ids, attention_mask=mask.long(), position_ids=policies.positions(mask)).logits[:, -1]
+                exact = model(
+                    ids, attention_mask=mask.long(), position_ids=policies.positions(mask)
+                ).logits[:, -1]
             torch.testing.assert_close(stream.logits, exact, rtol=0, atol=1e-11)
             if step < 5:
                 with torch.no_grad():
@@ -138,7 +153,9 @@ def test_drawn_probability_is_the_scored_one(pair, monkeypatch):
     prompt = policies.pad(PROMPTS * 5, "left", END)
     tokens = sampler.sample(pair[0], None, prompt, 0.0, seeded(0), 9)
     total = (torch.stack(chances, 1) * tokens[1]).sum(1)
-    torch.testing.assert_close(total, policies.log_prob(pair[0], prompt, tokens).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        total, policies.log_prob(pair[0], prompt, tokens).detach(), rtol=0, atol=1e-12
+    )
 
 
 def test_plain_sampling_never_runs_the_reference(pair):
@@ -147,7 +164,9 @@ def test_plain_sampling_never_runs_the_reference(pair):
     sampler.sample(pair[0], None, prompt, 0.0, seeded(0), 4)
     sampler.sample(pair[0], None, prompt, (0.0, 0.0), seeded(0), 4)
     one = sampler.sample(SimpleNamespace(config=pair[0].config), pair[1], prompt, 1.0, seeded(0), 4)
-    assert rows(one) == rows(sampler.sample(pair[1], None, prompt, 0.0, seeded(0), 4)), "beta = 1 is the reference"
+    assert rows(one) == rows(sampler.sample(pair[1], None, prompt, 0.0, seeded(0), 4)), (
+        "beta = 1 is the reference"
+    )
 
 
 def test_work_done(pair, monkeypatch):
@@ -160,20 +179,30 @@ def test_work_done(pair, monkeypatch):
         return forward(model, ids, *rest)
 
     monkeypatch.setattr(sampler, "forward", record)
-    ids, _, finished = sampler.sample(*pair, policies.pad(PROMPTS, "left", END), (0.0, 0.3), seeded(4), 9)
+    ids, _, finished = sampler.sample(
+        *pair, policies.pad(PROMPTS, "left", END), (0.0, 0.3), seeded(4), 9
+    )
     steps = ids.shape[1] - 1
     assert calls == [(0, 3, 4), (1, 3, 4)] + [(0, 6, 1), (1, 3, 1)] * steps
     calls.clear()
     short = constant_gpt2([5.0, 0.0, 0.0])  # ends soon: 0.99 a token
-    monkeypatch.setattr(sampler, "forward", lambda model, ids, *rest: calls.append(ids.shape) or forward(model, ids, *rest))
-    ids, _, finished = sampler.sample(short, None, policies.pad([[1]] * 20, "left", END), 0.0, seeded(0), 20)
+    monkeypatch.setattr(
+        sampler,
+        "forward",
+        lambda model, ids, *rest: calls.append(ids.shape) or forward(model, ids, *rest),
+    )
+    ids, _, finished = sampler.sample(
+        short, None, policies.pad([[1]] * 20, "left", END), 0.0, seeded(0), 20
+    )
     assert finished.all() and len(calls) == ids.shape[1] < 6
 
 
 def test_ends_and_limits(pair):
     """A finished row ends with its only end-of-text and its mask with it; a cut row has the limit's length and none.
     A mask is a prefix of True. Both kinds must occur in 300 rows."""
-    ids, mask, finished = sampler.sample(pair[0], None, policies.pad(PROMPTS * 100, "left", END), 0.0, seeded(0), 5)
+    ids, mask, finished = sampler.sample(
+        pair[0], None, policies.pad(PROMPTS * 100, "left", END), 0.0, seeded(0), 5
+    )
     assert finished.any() and not finished.all() and ids.shape == mask.shape == (300, 5)
     for row, response in enumerate(rows((ids, mask))):
         assert mask[row, : len(response)].all()
@@ -186,7 +215,9 @@ def test_ends_and_limits(pair):
 def test_an_end_in_the_prompt_ends_nothing():
     """GPT-2's pad is its end-of-text, and a prompt may hold it: a model that always says 2 goes on to the limit, unfinished."""
     stubborn = constant_gpt2([-50.0, 0.0, 50.0])
-    ids, mask, finished = sampler.sample(stubborn, None, policies.pad([[1, END, 2], [END]], "left", END), 0.0, seeded(0), 6)
+    ids, mask, finished = sampler.sample(
+        stubborn, None, policies.pad([[1, END, 2], [END]], "left", END), 0.0, seeded(0), 6
+    )
     assert (ids == 2).all() and mask.all() and not finished.any()
 
 
@@ -200,7 +231,9 @@ def test_generator_decides(pair):
     assert torch.equal(state, torch.random.get_rng_state())
     torch.manual_seed(9)
     again, other = (sampler.sample(*pair, prompt, 0.3, seeded(seed), 6) for seed in (5, 6))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and rows(first) != rows(other)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and rows(
+        first
+    ) != rows(other)
     longer = rows(sampler.sample(*pair, prompt, 0.3, seeded(5), 12))
     assert [response[:6] for response in longer] == rows(first) and longer != rows(first)
 
@@ -209,8 +242,13 @@ def test_pads_change_no_draw(pair):
     """The same prompts with two more columns of padding, filled with another id: the same responses. In float64 the law moves
     by 1e-15 only."""
     ids, mask = policies.pad(PROMPTS, "left", END)
-    wide = torch.cat([torch.full((3, 2), 4), ids.masked_fill(~mask, 3)], 1), torch.cat([torch.zeros(3, 2, dtype=torch.bool), mask], 1)
-    assert rows(sampler.sample(*pair, wide, 0.3, seeded(7), 8)) == rows(sampler.sample(*pair, (ids, mask), 0.3, seeded(7), 8))
+    wide = (
+        torch.cat([torch.full((3, 2), 4), ids.masked_fill(~mask, 3)], 1),
+        torch.cat([torch.zeros(3, 2, dtype=torch.bool), mask], 1),
+    )
+    assert rows(sampler.sample(*pair, wide, 0.3, seeded(7), 8)) == rows(
+        sampler.sample(*pair, (ids, mask), 0.3, seeded(7), 8)
+    )
 
 
 def test_weights_of_two_responses(pair):
@@ -221,7 +259,9 @@ def test_weights_of_two_responses(pair):
     ids, _, _ = sampler.sample(one, two, prompt, (0.0, 1.0), seeded(0), 3)
     assert (ids[:2] == 1).all() and (ids[2:] == 2).all()
     doubled = tuple(part.repeat(2, 1) for part in prompt)
-    assert rows(sampler.sample(pair[0], None, prompt, (0.0, 0.0), seeded(0), 6)) == rows(sampler.sample(pair[0], None, doubled, 0.0, seeded(0), 6))
+    assert rows(sampler.sample(pair[0], None, prompt, (0.0, 0.0), seeded(0), 6)) == rows(
+        sampler.sample(pair[0], None, doubled, 0.0, seeded(0), 6)
+    )
 
 
 def test_no_gradient_through_sampling(pair):
@@ -251,8 +291,19 @@ def test_autocast_casts_the_weights_once(pair):
     streams = []
     for enabled in (True, False):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            streams.append(sampler.Stream(sampler.lower(model), torch.arange(3), torch.ones(3, dtype=torch.float64), prompt, 2))
-    assert [stream.cache.dtype for stream in streams] == [torch.bfloat16, torch.float32] and model.dtype == torch.float32
+            streams.append(
+                sampler.Stream(
+                    sampler.lower(model),
+                    torch.arange(3),
+                    torch.ones(3, dtype=torch.float64),
+                    prompt,
+                    2,
+                )
+            )
+    assert [stream.cache.dtype for stream in streams] == [
+        torch.bfloat16,
+        torch.float32,
+    ] and model.dtype == torch.float32
     laws = [torch.log_softmax(stream.logits, -1) for stream in streams]
     assert 1e-6 < (laws[0] - laws[1]).abs().max() < 0.05
 

@@ -10,7 +10,10 @@ import policy as policies
 import summaries
 from summaries import Panel, mentions, post, qualities, summary, votes
 
-POST = "my car broke . lost our door . sold the dog . found a key . her hat smells . need one boat . " + summaries.QUESTION
+POST = (
+    "my car broke . lost our door . sold the dog . found a key . her hat smells . need one boat . "
+    + summaries.QUESTION
+)
 CYCLE = {"A": "car", "B": "car , door", "C": "my car broke , door , dog , key , hat"}
 
 
@@ -27,7 +30,10 @@ def written(count, each, first=0):
 
 def test_the_cycle_at_the_head_of_the_file():
     """B beats A, C beats B, A beats C: with 0.95 each, as the file's head says, and the counts it names."""
-    assert [(qualities(POST, CYCLE[name])["covered"], qualities(POST, CYCLE[name])["words"]) for name in "ABC"] == [(1, 1), (2, 3), (5, 11)]
+    assert [
+        (qualities(POST, CYCLE[name])["covered"], qualities(POST, CYCLE[name])["words"])
+        for name in "ABC"
+    ] == [(1, 1), (2, 3), (5, 11)]
     for better, worse in ("BA", "CB", "AC"):
         assert preference(POST, CYCLE[better], CYCLE[worse]) == pytest.approx(0.95, abs=1e-12)
         assert f"{CYCLE[better]}" in summaries.__doc__
@@ -42,13 +48,17 @@ def test_votes_are_antisymmetric():
         assert votes(text, responses[0], responses[0]) == [0.5] * 3
 
 
-@pytest.mark.parametrize("bad", ["empty", "filler only", "one thing over and over", "a summary said twice over"])
+@pytest.mark.parametrize(
+    "bad", ["empty", "filler only", "one thing over and over", "a summary said twice over"]
+)
 def test_empty_and_repetitive_summaries_lose(bad):
     """Against every one of 300 summaries as they are written: p(real > bad) >= 0.9, from every annotator's side."""
     for text, (real,) in written(300, 1):
         noun = mentions(text)[0]
         junk = {
-            "empty": "", "filler only": "it rained all day , anyway", "one thing over and over": " , ".join([noun] * 9),
+            "empty": "",
+            "filler only": "it rained all day , anyway",
+            "one thing over and over": " , ".join([noun] * 9),
             "a summary said twice over": " , ".join([real] * 2 + [noun] * 2),
         }[bad]
         assert preference(text, real, junk) >= 0.9, (text, real, junk)
@@ -70,7 +80,10 @@ def test_more_facts_win_and_faults_cost():
     """Within ten words of each other: a summary with one more fact wins; with as many facts and a thing that is not in the post
     it loses the fact checker's vote."""
     assert preference(POST, "car , door , dog", "car , door") > 0.9
-    right, wrong = votes(POST, "car , door", "car , door , sofa")[1], votes(POST, "car , door , sofa", "car , door")[1]
+    right, wrong = (
+        votes(POST, "car , door", "car , door , sofa")[1],
+        votes(POST, "car , door , sofa", "car , door")[1],
+    )
     assert right > 0.9 > 0.1 > wrong
 
 
@@ -79,7 +92,10 @@ def test_the_panel_on_tokens_is_the_panel_on_text():
     words = summaries.tokenizer()
     panel, rows = Panel(words), [(text, one, two) for text, (one, two) in written(20, 2)]
     prompt = policies.pad([words.encode(text) for text, _, _ in rows], "left", 7)
-    y, other = (policies.pad([[*words.encode(row[k]), words.eos_token_id] for row in rows], "right", 7) for k in (1, 2))
+    y, other = (
+        policies.pad([[*words.encode(row[k]), words.eos_token_id] for row in rows], "right", 7)
+        for k in (1, 2)
+    )
     exact = torch.tensor([votes(*row) for row in rows])
     assert torch.equal(panel.votes(prompt, y, other), exact)
     torch.testing.assert_close(panel(prompt, y, other), exact.mean(1), rtol=0, atol=0)
@@ -91,15 +107,25 @@ def test_posts_and_summaries_are_what_they_say():
     its end-of-text, mentions something, and the writers differ: length, coverage and faults all vary."""
     words, seen = summaries.tokenizer(), []
     for text, responses in written(200, 2):
-        assert len(set(mentions(text))) == len(mentions(text)) == summaries.FACTS and text.endswith(summaries.QUESTION)
+        assert len(set(mentions(text))) == len(mentions(text)) == summaries.FACTS and text.endswith(
+            summaries.QUESTION
+        )
         assert words.decode(words.encode(text)) == text
         for response in responses:
             ids = words.encode(response)
-            assert words.eos_token_id not in ids and words.decode(ids) == response and len(ids) + 1 <= summaries.MAX_RESPONSE
+            assert (
+                words.eos_token_id not in ids
+                and words.decode(ids) == response
+                and len(ids) + 1 <= summaries.MAX_RESPONSE
+            )
             seen.append(qualities(text, response))
     assert all(quality["real"] for quality in seen)
-    assert {quality["covered"] for quality in seen} >= {1, 2, 3, 4, 5} and max(quality["words"] for quality in seen) > 20
-    assert 0.2 < sum(quality["faults"] > 0 for quality in seen) / len(seen) < 0.8, "mixed quality: some are wrong, some are not"
+    assert {quality["covered"] for quality in seen} >= {1, 2, 3, 4, 5} and max(
+        quality["words"] for quality in seen
+    ) > 20
+    assert 0.2 < sum(quality["faults"] > 0 for quality in seen) / len(seen) < 0.8, (
+        "mixed quality: some are wrong, some are not"
+    )
 
 
 def test_text_depends_on_its_seed_alone():
@@ -108,4 +134,7 @@ def test_text_depends_on_its_seed_alone():
     first = post(5), summary(post(5), 3)
     random.seed(2)
     assert (post(5), summary(post(5), 3)) == first
-    assert len({post(seed) for seed in range(200)}) == 200 and len({summary(first[0], seed) for seed in range(30)}) > 10
+    assert (
+        len({post(seed) for seed in range(200)}) == 200
+        and len({summary(first[0], seed) for seed in range(30)}) > 10
+    )

@@ -17,7 +17,20 @@ import summaries
 import train
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-FEW = ["--supervised-steps", "5", "--preference-steps", "5", "--steps", "3", "--batch-size", "4", "--eval-prompts", "8", "--device", "cpu"]
+FEW = [
+    "--supervised-steps",
+    "5",
+    "--preference-steps",
+    "5",
+    "--steps",
+    "3",
+    "--batch-size",
+    "4",
+    "--eval-prompts",
+    "8",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +52,9 @@ def place(tmp_path_factory, small):
 
 def run(place, name, *options):
     """train.main in-process: the exit status. The run's folder is place/name."""
-    return train.main([*FEW, "--stages", str(place / "stages"), "--out", str(place / name), *options])
+    return train.main(
+        [*FEW, "--stages", str(place / "stages"), "--out", str(place / name), *options]
+    )
 
 
 def weights(folder):
@@ -48,7 +63,11 @@ def weights(folder):
 
 def content(folder):
     """Every file of a folder with its bytes and time."""
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +84,14 @@ def parsed(*options):
     return train.arguments([*FEW, "--out", "unused", *options])
 
 
-SPEAKERS = {"ipo": (1, 1), "dpo": (1, 1), "slic": (1, 1), "rl": (1, 1), "nash_md": (1, 2), "ipo_md": (2, 2)}
+SPEAKERS = {
+    "ipo": (1, 1),
+    "dpo": (1, 1),
+    "slic": (1, 1),
+    "rl": (1, 1),
+    "nash_md": (1, 2),
+    "ipo_md": (2, 2),
+}
 
 
 @pytest.mark.parametrize("loss", SPEAKERS)
@@ -85,7 +111,15 @@ def test_who_draws_y_and_y_other(loss):
 @torch.no_grad()
 def wide(law):
     """A model with the built-in task's room that follows one law: words and limits of the small one do not fit its posts."""
-    config = transformers.GPT2Config(vocab_size=120, n_positions=128, n_embd=120, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=120,
+        n_positions=128,
+        n_embd=120,
+        n_layer=1,
+        n_head=2,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
     model = transformers.GPT2LMHeadModel(config).eval()
     model.transformer.wte.weight.copy_(torch.eye(120))
     model.transformer.ln_f.weight.zero_()
@@ -102,20 +136,26 @@ def test_all_methods_see_the_same_prompts_and_the_same_first_responses():
     moved = policies.build("tiny", task.tokenizer, 128, 1)
 
     def pairs(loss, step, policy, *more):
-        return train.draw(parsed("--loss", loss, *more), task, policy, start, lambda *pair: torch.zeros(4), step)
+        return train.draw(
+            parsed("--loss", loss, *more), task, policy, start, lambda *pair: torch.zeros(4), step
+        )
 
     first = pairs("ipo", 0, start)
     for loss in train.METHODS:
         prompt, y, other, _ = pairs(loss, 0, start)
         for tokens, expected in ((prompt, first[0]), (y, first[1]), (other, first[2])):
-            assert all(torch.equal(a, b) for a, b in zip(tokens[:2], expected[:2], strict=True)), loss
+            assert all(torch.equal(a, b) for a, b in zip(tokens[:2], expected[:2], strict=True)), (
+                loss
+            )
     assert not torch.equal(first[1][0], first[2][0]), "y and y' are two draws"
     later = pairs("ipo", 2, moved)
     for loss in train.METHODS:
         assert torch.equal(pairs(loss, 2, moved)[0][0], later[0][0]), loss
     assert not torch.equal(later[0][0], first[0][0])
     other_seed = pairs("ipo", 0, start, "--seed", "1")
-    assert torch.equal(other_seed[0][0], first[0][0]) and not torch.equal(other_seed[1][0], first[1][0])
+    assert torch.equal(other_seed[0][0], first[0][0]) and not torch.equal(
+        other_seed[1][0], first[1][0]
+    )
 
 
 @pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
@@ -125,17 +165,25 @@ def test_micro_batches_change_no_gradient(loss):
     model, reference = gpt2(0), gpt2(1).requires_grad_(False)
     prompt = policies.pad([[1, 2, 3], [2], [4, 4], [1], [3, 2], [2, 2, 2, 1], [4]], "left", 0)
     y = policies.pad([[1, 0], [2, 3, 4, 1], [0], [4, 4, 0], [1, 1, 1], [3, 0], [2, 0]], "right", 0)
-    other = policies.pad([[3, 2, 0], [0], [1, 2, 3, 3], [4, 0], [2, 0], [1, 4, 4, 0], [0]], "right", 0)
+    other = policies.pad(
+        [[3, 2, 0], [0], [1, 2, 3, 3], [4, 0], [2, 0], [1, 4, 4, 0], [0]], "right", 0
+    )
     label = torch.tensor([0.9, 0.1, 0.7, 0.5, 1.0, 0.3, 0.6], dtype=torch.float64)
     gradients, numbers = [], []
     for size in ([], *(["--micro-batch-size", str(n)] for n in (1, 2, 3, 5))):
         policy = copy.deepcopy(model)
         still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
-        numbers.append(train.update(parsed("--loss", loss, *size), policy, reference, still, (prompt, y, other, label)))
+        numbers.append(
+            train.update(
+                parsed("--loss", loss, *size), policy, reference, still, (prompt, y, other, label)
+            )
+        )
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for gradient, line in zip(gradients[1:], numbers[1:], strict=True):
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
-        assert line["loss"] == pytest.approx(numbers[0]["loss"], rel=1e-6) and line["grad_norm"] == pytest.approx(numbers[0]["grad_norm"], rel=1e-6)
+        assert line["loss"] == pytest.approx(numbers[0]["loss"], rel=1e-6) and line[
+            "grad_norm"
+        ] == pytest.approx(numbers[0]["grad_norm"], rel=1e-6)
     assert gradients[0].norm() > 1e-3
 
 
@@ -143,16 +191,38 @@ def test_a_step_learns_from_the_policy_alone():
     """After one step: the policy has moved and the reference has not, shares no storage with it and has no gradient; the labels got
     none either. The numbers of the step are those of the pairs: with policy = reference IPO's loss is 1/(4 tau^2)."""
     reference = gpt2(0).requires_grad_(False)
-    policy, before = copy.deepcopy(reference).requires_grad_(True), copy.deepcopy(reference.state_dict())
-    assert not {p.data_ptr() for p in policy.parameters()} & {p.data_ptr() for p in reference.parameters()}
-    prompt, y, other = policies.pad([[1], [2]], "left", 0), policies.pad([[1, 2, 0], [2, 0]], "right", 0), policies.pad([[1, 2, 0], [3, 1, 0]], "right", 0)
+    policy, before = (
+        copy.deepcopy(reference).requires_grad_(True),
+        copy.deepcopy(reference.state_dict()),
+    )
+    assert not {p.data_ptr() for p in policy.parameters()} & {
+        p.data_ptr() for p in reference.parameters()
+    }
+    prompt, y, other = (
+        policies.pad([[1], [2]], "left", 0),
+        policies.pad([[1, 2, 0], [2, 0]], "right", 0),
+        policies.pad([[1, 2, 0], [3, 1, 0]], "right", 0),
+    )
     label = torch.tensor([0.5, 0.9], dtype=torch.float64)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    line = train.update(parsed("--loss", "ipo", "--tau", "0.5"), policy, reference, optimizer, (prompt, y, other, label))
-    assert line["loss"] == pytest.approx(1.0, rel=1e-12) and line["log_ratio"] == 0 and line["length"] == 2.5 and line["same"] == 0.5
+    line = train.update(
+        parsed("--loss", "ipo", "--tau", "0.5"),
+        policy,
+        reference,
+        optimizer,
+        (prompt, y, other, label),
+    )
+    assert (
+        line["loss"] == pytest.approx(1.0, rel=1e-12)
+        and line["log_ratio"] == 0
+        and line["length"] == 2.5
+        and line["same"] == 0.5
+    )
     assert line["label"] == pytest.approx(0.7, rel=1e-12) and line["grad_norm"] > 0
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
-    assert not torch.equal(policy.state_dict()["transformer.wte.weight"], before["transformer.wte.weight"])
+    assert not torch.equal(
+        policy.state_dict()["transformer.wte.weight"], before["transformer.wte.weight"]
+    )
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
@@ -160,10 +230,20 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     """A NaN label is noticed before the weights are: FloatingPointError, and the policy is as it was."""
     policy = gpt2(0)
     before = copy.deepcopy(policy.state_dict())
-    one = policies.pad([[1]], "left", 0), policies.pad([[1, 0]], "right", 0), policies.pad([[2, 0]], "right", 0)
+    one = (
+        policies.pad([[1]], "left", 0),
+        policies.pad([[1, 0]], "right", 0),
+        policies.pad([[2, 0]], "right", 0),
+    )
     label = torch.tensor([float("nan")], dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="--lr"):
-        train.update(parsed("--loss", "ipo"), policy, gpt2(1), torch.optim.AdamW(policy.parameters()), (*one, label))
+        train.update(
+            parsed("--loss", "ipo"),
+            policy,
+            gpt2(1),
+            torch.optim.AdamW(policy.parameters()),
+            (*one, label),
+        )
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -174,7 +254,9 @@ def test_measure_against_a_hand_made_judge():
     """A policy that always says 'word 1' up to the limit against one that always ends at once: the judge that prefers the longer gives
     win rate 1 and standard error 0; lengths 3 and 1, all unfinished, one distinct response; KL is 3 log(p/q) of the two known laws.
     1e-5: float32. The same policy against itself has KL 0."""
-    task = types.SimpleNamespace(prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0), max_response=3)
+    task = types.SimpleNamespace(
+        prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0), max_response=3
+    )
     law, short = torch.tensor([-50.0, 50.0, 0.0]), torch.tensor([50.0, 0.0, -50.0])
     talker, quiet = constant_gpt2(law), constant_gpt2(short)
 
@@ -182,12 +264,25 @@ def test_measure_against_a_hand_made_judge():
         return (y[1].sum(1) > other[1].sum(1)).double()
 
     numbers, kept = evaluate.measure(talker, quiet, longer, task, count=6, chunk=4)
-    expected = dict(win_rate=1, win_rate_se=0, length=3, length_other=1, unfinished=1, distinct=1 / 6, prompts=6)
+    expected = dict(
+        win_rate=1, win_rate_se=0, length=3, length_other=1, unfinished=1, distinct=1 / 6, prompts=6
+    )
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
-    assert numbers["kl"] == pytest.approx(3 * (torch.log_softmax(law, 0)[1] - torch.log_softmax(short, 0)[1]).item(), rel=1e-5)
+    assert numbers["kl"] == pytest.approx(
+        3 * (torch.log_softmax(law, 0)[1] - torch.log_softmax(short, 0)[1]).item(), rel=1e-5
+    )
     assert len(kept) == 2 and kept[1][0][0].shape[0] == 2
-    halves = evaluate.measure(talker, quiet, lambda prompt, y, other: torch.arange(len(y[0])) % 2 * 1.0, task, count=6, chunk=6)[0]
-    assert halves["win_rate"] == 0.5 and halves["win_rate_se"] == pytest.approx((6 * 0.25 / 5 / 6) ** 0.5)
+    halves = evaluate.measure(
+        talker,
+        quiet,
+        lambda prompt, y, other: torch.arange(len(y[0])) % 2 * 1.0,
+        task,
+        count=6,
+        chunk=6,
+    )[0]
+    assert halves["win_rate"] == 0.5 and halves["win_rate_se"] == pytest.approx(
+        (6 * 0.25 / 5 / 6) ** 0.5
+    )
     assert evaluate.measure(quiet, quiet, longer, task, count=4)[0]["kl"] == 0
 
 
@@ -197,17 +292,33 @@ def test_measure_against_a_hand_made_judge():
 def test_a_run_leaves_what_it_promises(finished):
     """The files; summary.json's keys with finite numbers in range; metrics.jsonl with a line for each step and the first IPO loss
     1/(4 tau^2), which only a step-0 log-ratio of exactly 0 gives (1e-5: float32); both models' samples with every annotator's vote."""
-    assert {path.name for path in finished.iterdir()} >= {"policy", "config.json", "metrics.jsonl", "samples.txt", "curves.png", "summary.json"}
+    assert {path.name for path in finished.iterdir()} >= {
+        "policy",
+        "config.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "curves.png",
+        "summary.json",
+    }
     summary = json.loads((finished / "summary.json").read_text())
     for name in ("win_rate", "win_rate_se", "kl", "length", "unfinished", "seconds"):
         assert isinstance(summary[name], float) and abs(summary[name]) < 1e6, name
-    assert 0 <= summary["win_rate"] <= 1 and 0 <= summary["unfinished"] <= 1 and 1 <= summary["length"] <= summaries.MAX_RESPONSE
+    assert (
+        0 <= summary["win_rate"] <= 1
+        and 0 <= summary["unfinished"] <= 1
+        and 1 <= summary["length"] <= summaries.MAX_RESPONSE
+    )
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [0, 1, 2]
-    assert steps[0]["loss"] == pytest.approx(1 / (4 * summary["tau"] ** 2), rel=1e-5) and steps[0]["log_ratio"] == 0
+    assert (
+        steps[0]["loss"] == pytest.approx(1 / (4 * summary["tau"] ** 2), rel=1e-5)
+        and steps[0]["log_ratio"] == 0
+    )
     assert steps[1]["loss"] != steps[0]["loss"]
-    assert [line for line in lines if "win_rate" in line][0]["kl"] == 0, "the start is the reference"
+    assert [line for line in lines if "win_rate" in line][0]["kl"] == 0, (
+        "the start is the reference"
+    )
     text = (finished / "samples.txt").read_text()
     assert all(word in text for word in ("start", "result", *summaries.ANNOTATORS))
 
@@ -217,13 +328,18 @@ def test_the_policy_folder_is_an_ordinary_one(finished):
     as it was."""
     model = transformers.AutoModelForCausalLM.from_pretrained(finished / "policy")
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "policy")
-    assert isinstance(model, transformers.GPT2LMHeadModel) and tokenizer.get_vocab() == summaries.tokenizer().get_vocab()
+    assert (
+        isinstance(model, transformers.GPT2LMHeadModel)
+        and tokenizer.get_vocab() == summaries.tokenizer().get_vocab()
+    )
     (stage,) = (finished.parent / "stages").glob("supervised-*")
     start = policies.load(str(stage))[0]
     assert not torch.equal(model.transformer.wte.weight, start.transformer.wte.weight)
 
 
-OTHERS = [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [["--loss", loss, "--offline"] for loss in train.OFFLINE]
+OTHERS = [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [
+    ["--loss", loss, "--offline"] for loss in train.OFFLINE
+]
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=" ".join)
@@ -234,7 +350,10 @@ def test_every_loss_completes_on_the_same_stages(place, finished, options, capsy
     out = capsys.readouterr().out
     after = content(place / "stages")
     assert {path: after[path] for path in before} == before and "supervised: reused" in out
-    new = {path.relative_to(place / "stages").parts[0].split("-")[0] for path in set(after) - set(before)}
+    new = {
+        path.relative_to(place / "stages").parts[0].split("-")[0]
+        for path in set(after) - set(before)
+    }
     assert new <= ({"reward"} if "rl" in options else set())
     summary = json.loads((place / name / "summary.json").read_text())
     assert summary["loss"] == options[1] and 0 <= summary["win_rate"] <= 1
@@ -243,7 +362,11 @@ def test_every_loss_completes_on_the_same_stages(place, finished, options, capsy
 def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
     """--loss ipo_md --beta 0 and --loss ipo with one seed end in the same weights, to the bit; --beta 0.125 ends elsewhere, and so does
     another seed, on the same stages."""
-    for name, options in (("zero", ["--loss", "ipo_md", "--beta", "0"]), ("plain", ["--loss", "ipo"]), ("seed", ["--loss", "ipo", "--seed", "1"])):
+    for name, options in (
+        ("zero", ["--loss", "ipo_md", "--beta", "0"]),
+        ("plain", ["--loss", "ipo"]),
+        ("seed", ["--loss", "ipo", "--seed", "1"]),
+    ):
         assert run(place, name, *options) == 0
         assert capsys.readouterr().out.count(": reused ") == 2
     one, two, mixed, seed = (weights(place / name) for name in ("zero", "plain", "ipo_md", "seed"))
@@ -267,7 +390,10 @@ def test_a_run_that_was_interrupted_goes_on(place, finished, capsys):
     assert run(place, "again", "--loss", "ipo_md") == 0
     (place / "again" / "summary.json").unlink()
     assert run(place, "again", "--loss", "ipo_md") == 2 and "--resume" in capsys.readouterr().err
-    assert run(place, "again", "--loss", "ipo_md", "--resume") == 0 and "resumed at step 3" in capsys.readouterr().out
+    assert (
+        run(place, "again", "--loss", "ipo_md", "--resume") == 0
+        and "resumed at step 3" in capsys.readouterr().out
+    )
     one, two = weights(place / "again"), weights(finished)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -280,10 +406,23 @@ def test_evaluate_compares_two_runs(place, finished, capsys):
     printed = []
     for a, b in ((finished, stage), (stage, finished)):
         assert evaluate.main([str(a), str(b), "--count", "12"]) == 0
-        printed.append(dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2 and line[0] != " "))
+        printed.append(
+            dict(
+                line.split()
+                for line in capsys.readouterr().out.splitlines()
+                if len(line.split()) == 2 and line[0] != " "
+            )
+        )
     for numbers in printed:
         assert 0 <= float(numbers["win_rate"]) <= 1 and numbers["prompts"] == "12"
-        assert set(numbers) >= {"win_rate", "win_rate_se", "kl", "length", "length_other", "unfinished"}
+        assert set(numbers) >= {
+            "win_rate",
+            "win_rate_se",
+            "kl",
+            "length",
+            "length_other",
+            "unfinished",
+        }
     assert evaluate.main([str(finished), str(place / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "nowhere" in error
@@ -298,7 +437,10 @@ def own_files(folder, extension):
 
     folder.mkdir(parents=True, exist_ok=True)
     demos, compared = records(240)
-    return {name: write(folder / f"{name}.{extension}", rows) for name, rows in (("demos", demos), ("comparisons", compared), ("prompts", demos[::-1]))}
+    return {
+        name: write(folder / f"{name}.{extension}", rows)
+        for name, rows in (("demos", demos), ("comparisons", compared), ("prompts", demos[::-1]))
+    }
 
 
 SMALL = ["--max-prompt-tokens", "12", "--max-response-tokens", "6"]
@@ -311,33 +453,117 @@ def test_comparisons_alone(place, capsys):
     files = own_files(place / "csv", "csv")
     assert run(place, "own", "--loss", "ipo_md", "--comparisons", files["comparisons"], *SMALL) == 0
     out = capsys.readouterr().out
-    assert "no --tokenizer" in out and "judge" in out and out.count("longer wins") == 2 and out.count("warning") <= 1
-    assert run(place, "own-offline", "--loss", "dpo", "--offline", "--comparisons", files["comparisons"], *SMALL, "--max-prompt-tokens", "3") == 0
+    assert (
+        "no --tokenizer" in out
+        and "judge" in out
+        and out.count("longer wins") == 2
+        and out.count("warning") <= 1
+    )
+    assert (
+        run(
+            place,
+            "own-offline",
+            "--loss",
+            "dpo",
+            "--offline",
+            "--comparisons",
+            files["comparisons"],
+            *SMALL,
+            "--max-prompt-tokens",
+            "3",
+        )
+        == 0
+    )
     warning = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(warning) == 1 and "cut from the left" in warning[0] and any(word.isdigit() and int(word) > 10 for word in warning[0].split())
-    stage, judge = (next(line.split()[-1] for line in out.splitlines() if line.startswith(name)) for name in ("supervised:", "judge:"))
-    assert evaluate.main([str(place / "own"), stage, "--prompts", files["prompts"], "--judge", judge, "--count", "6"]) == 0
+    assert (
+        len(warning) == 1
+        and "cut from the left" in warning[0]
+        and any(word.isdigit() and int(word) > 10 for word in warning[0].split())
+    )
+    stage, judge = (
+        next(line.split()[-1] for line in out.splitlines() if line.startswith(name))
+        for name in ("supervised:", "judge:")
+    )
+    assert (
+        evaluate.main(
+            [
+                str(place / "own"),
+                stage,
+                "--prompts",
+                files["prompts"],
+                "--judge",
+                judge,
+                "--count",
+                "6",
+            ]
+        )
+        == 0
+    )
     assert "win_rate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extension", ["jsonl", "json", "parquet"])
 def test_demos_comparisons_and_prompts(place, extension):
     """All three options, in each format, with a tokenizer's folder: completes, and the policy speaks that tokenizer's words."""
-    files, own = own_files(place / extension, extension), policies.byte_tokenizer(["post story asks told good bad and long TL;DR: 0 1 2 3 4 5 6 7 8 9"], 280)
+    files, own = (
+        own_files(place / extension, extension),
+        policies.byte_tokenizer(
+            ["post story asks told good bad and long TL;DR: 0 1 2 3 4 5 6 7 8 9"], 280
+        ),
+    )
     own.save_pretrained(place / "tokenizer")
     given = [part for name, path in files.items() for part in (f"--{name}", path)]
-    assert run(place, f"own-{extension}", "--loss", "nash_md", *given, "--tokenizer", str(place / "tokenizer"), *SMALL) == 0
-    assert transformers.AutoTokenizer.from_pretrained(place / f"own-{extension}" / "policy").get_vocab() == own.get_vocab()
+    assert (
+        run(
+            place,
+            f"own-{extension}",
+            "--loss",
+            "nash_md",
+            *given,
+            "--tokenizer",
+            str(place / "tokenizer"),
+            *SMALL,
+        )
+        == 0
+    )
+    assert (
+        transformers.AutoTokenizer.from_pretrained(
+            place / f"own-{extension}" / "policy"
+        ).get_vocab()
+        == own.get_vocab()
+    )
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the sample of TL;DR lies beside the project only where it was put")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the sample of TL;DR lies beside the project only where it was put"
+)
 def test_real_posts(place, capsys):
     """Reddit posts, GPT-4's comparisons and the GPT-2 tokenizer's folder, which has no configuration: completes with cut prompts."""
-    files = ["--demos", SHARED / "tldr_demos.jsonl", "--comparisons", SHARED / "tldr_comparisons_gpt4.jsonl", "--tokenizer", SHARED / "gpt2_tokenizer"]
-    few = ["--supervised-steps", "2", "--preference-steps", "2", "--steps", "1", "--max-prompt-tokens", "16", "--max-response-tokens", "3"]
+    files = [
+        "--demos",
+        SHARED / "tldr_demos.jsonl",
+        "--comparisons",
+        SHARED / "tldr_comparisons_gpt4.jsonl",
+        "--tokenizer",
+        SHARED / "gpt2_tokenizer",
+    ]
+    few = [
+        "--supervised-steps",
+        "2",
+        "--preference-steps",
+        "2",
+        "--steps",
+        "1",
+        "--max-prompt-tokens",
+        "16",
+        "--max-response-tokens",
+        "3",
+    ]
     assert run(place, "real", "--loss", "ipo_md", *map(str, files), *few) == 0
     assert "cut from the left" in capsys.readouterr().out
-    assert json.loads((place / "real" / "policy" / "config.json").read_text())["vocab_size"] == 50257
+    assert (
+        json.loads((place / "real" / "policy" / "config.json").read_text())["vocab_size"] == 50257
+    )
 
 
 # Errors
@@ -370,7 +596,12 @@ def test_bad_options_are_one_line_and_exit_2(tmp_path, capsys, case):
     options, expected = BAD[case]
     assert run(tmp_path, "out", *options) == 2
     out, error = capsys.readouterr()
-    assert out == "" and error.count("\n") == 1 and error.startswith("train.py: error: ") and expected in error
+    assert (
+        out == ""
+        and error.count("\n") == 1
+        and error.startswith("train.py: error: ")
+        and expected in error
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -397,8 +628,15 @@ def test_another_runs_folder_is_refused(place, finished, capsys):
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("years of work")
     before = content(place)
-    changes = (["--loss", "dpo"], "loss"), (["--tau", "0.7"], "tau"), (["--data-seed", "3"], "data_seed")
-    for name, options, differs in (*(("ipo_md", *change) for change in changes), ("mine", [], "mine")):
+    changes = (
+        (["--loss", "dpo"], "loss"),
+        (["--tau", "0.7"], "tau"),
+        (["--data-seed", "3"], "data_seed"),
+    )
+    for name, options, differs in (
+        *(("ipo_md", *change) for change in changes),
+        ("mine", [], "mine"),
+    ):
         capsys.readouterr()
         assert run(place, name, *options) == 2
         one_error(capsys, "--out", differs)
@@ -416,6 +654,16 @@ def test_a_hub_name_without_network(tmp_path, capsys, monkeypatch):
     assert run(tmp_path, "out", "--comparisons", "nobody/nothing-at-all") == 2
     one_error(capsys, "--comparisons nobody/nothing-at-all", "local file")
     (tmp_path / "c.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    assert run(tmp_path, "out", "--comparisons", str(tmp_path / "c.jsonl"), "--policy", "nobody/nothing-at-all") == 2
+    assert (
+        run(
+            tmp_path,
+            "out",
+            "--comparisons",
+            str(tmp_path / "c.jsonl"),
+            "--policy",
+            "nobody/nothing-at-all",
+        )
+        == 2
+    )
     one_error(capsys, "nobody/nothing-at-all", "local folder")
     assert not (tmp_path / "out").exists() and not (tmp_path / "stages").exists()
