@@ -1,7 +1,7 @@
-"""DPO with soft labels: the logistic loss on tau h (Rafailov et al. 2023, arXiv 2305.18290; the paper's baseline).
+"""DPO with soft labels: the logistic loss on tau h (Rafailov et al. 2023, 2305.18290; a baseline here).
 
-Online, both responses are drawn from the policy, as for IPO. tau multiplies h here, where IPO's divides the target.
-Unlike online IPO, online DPO does not stop at the regularised Nash equilibrium (App. F; `python bandit.py --check`).
+Online, both responses are drawn from the policy, as for IPO. tau multiplies h here, where IPO's divides the
+target. Unlike online IPO, online DPO does not stop at the regularised Nash equilibrium (App. F; claims.py).
 Left out: label smoothing and every later variant.
 Run: python dpo.py    (loss and slope at a few h)
 """
@@ -9,17 +9,38 @@ Run: python dpo.py    (loss and slope at a few h)
 import torch
 from torch.nn.functional import logsigmoid
 
-from ipo import CONTRASTIVE, LEARNS_FROM, PAIR, log_ratio_gap  # noqa: F401  sampled as IPO is
+from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, OFFLINE, PAIR, log_ratio_gap  # noqa: F401  as IPO
+
+TAU = 0.2  # the default: for summed log-probabilities, by a sweep on the built-in task
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Soft-label DPO loss -p log sigmoid(tau h) - (1 - p) log sigmoid(-tau h), one value a pair.
 
-    Arguments as ipo.loss. Returns [B], unreduced. At h = 0 it is log 2 for every p.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+
+    Returns [B], unreduced. At h = 0 it is log 2 for every p.
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
     # logsigmoid, not log(sigmoid): finite for h of thousands of nats.
     return -preference * logsigmoid(tau * h) - (1 - preference) * logsigmoid(-tau * h)
+
+
+def gradient_scale(tau):
+    """At h = 0 the expected gradient is -2 tau times the self-play direction; elsewhere it bends away from it."""
+    return 2 * tau
+
+
+def target_gap(preference, tau):
+    """The h at which a pair's loss has no slope, nats: logit(p)/tau, [B], infinite for a certain preference."""
+    return torch.logit(preference) / tau
 
 
 def worked_example():

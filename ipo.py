@@ -1,9 +1,9 @@
-"""Online IPO: the squared loss on the log-ratio gap h, with soft labels (arXiv 2403.08635, eq 10 and 11).
+"""Online IPO: the squared loss on the log-ratio gap h, with soft labels (arXiv 2403.08635, eq 10, 11).
 
-Both responses are drawn from the policy itself. The loss never sees how: drawing them from the mixture makes it
-IPO-MD (ipo_md.py), reading them from a file makes it offline IPO (`train.py --offline`).
+Both responses are drawn from the policy itself. The loss never sees how: drawing them from the mixture
+makes it IPO-MD (ipo_md.py), reading them from a file makes it offline IPO (`train.py --offline`).
 Left out: sampling and models (sampler.py, policy.py). Here are only the numbers of one pair.
-Run: python ipo.py    (the identity that explains the paper, on numbers one can check with a calculator)
+Run: python ipo.py    (the identity that explains the paper, on numbers to check with a calculator)
 
 Shapes: B pairs. Every log-probability is a sum over the response's tokens, in nats.
 """
@@ -11,7 +11,10 @@ Shapes: B pairs. Every log-probability is a sum over the response's tokens, in n
 import torch
 
 PAIR = ("policy", "policy")  # who draws y and y'
+TAU = 0.03  # the default: for summed log-probabilities, by a sweep on the built-in task
+LABEL = "preference"  # a pair's label is p(y > y'); "reward" would be the gap r(y) - r(y')
 LEARNS_FROM = 2  # responses of the pair whose log-probability carries a gradient
+OFFLINE = True  # it may also learn from recorded pairs
 CONTRASTIVE = True  # Table 1: the loss depends on the pair through h alone
 
 
@@ -23,13 +26,30 @@ def log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other):
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Soft-label IPO loss p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2, one value a pair (eq 10, 11).
 
-    logp, logp_other: [B] log pi of y and y', with gradient. ref_logp, ref_logp_other: [B] log pi_ref, without.
-    preference: [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner. tau > 0: the regularisation strength.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+
     Returns [B], unreduced. At h = 0 it is 1/(4 tau^2) for every p.
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
     target = 1 / (2 * tau)  # not 1/tau: a certain preference, (p - 1/2)/tau at p = 1
     return preference * (h - target) ** 2 + (1 - preference) * (h + target) ** 2
+
+
+def gradient_scale(tau):
+    """Prop 4.2: the expected gradient is -4/tau times the self-play direction (nash_md.py, beta = 0)."""
+    return 4 / tau
+
+
+def target_gap(preference, tau):
+    """The h at which a pair's loss has no slope, nats: (p - 1/2)/tau, [B]."""
+    return (preference - 0.5) / tau
 
 
 def worked_example():

@@ -1,23 +1,33 @@
-"""IPO-MD: the IPO loss on pairs drawn from the mixture of policy and reference (arXiv 2403.08635, section 5).
+"""IPO-MD: the IPO loss on pairs drawn from the mixture of policy and reference (2403.08635, section 5).
 
-The whole difference to ipo.py is PAIR: both responses come from pi^(1-beta) pi_ref^beta, normalised token by token
-(sampler.py), and no gradient flows through the sampling. beta = 0 is online IPO, bit for bit; beta = 1 is offline
-IPO on data drawn from the reference.
-Left out: the sequence-level mixture of the theory, which no language model can sample directly (bandit.py has it).
+The whole difference to ipo.py is PAIR: both responses come from pi^(1-beta) pi_ref^beta, normalised token
+by token (sampler.py), and no gradient flows through the sampling. beta = 0 is online IPO, bit for bit;
+beta = 1 is offline IPO on data drawn from the reference.
+Left out: the sequence-level mixture of the theory, which no language model can sample directly
+(bandit.py has it).
 Run: python ipo_md.py    (the mixture and the two limits on three responses)
 """
 
 import torch
 
-from ipo import CONTRASTIVE, LEARNS_FROM, loss  # noqa: F401  the loss is IPO's: only the sampling differs
+# The loss is IPO's: only the sampling differs.
+from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, gradient_scale, loss, target_gap  # noqa: F401
 
 PAIR = ("mixture", "mixture")  # who draws y and y': both, or it is Nash-MD's sampling
+TAU = 0.03  # the default, as for IPO
+BETA = 0.125  # the default weight of the reference in the mixture: one of the paper's two
+OFFLINE = False  # recorded pairs are from no mixture
 
 
 def mixture(log_pi, log_ref, beta):
     """log of pi^(1-beta) pi_ref^beta / Z, the geometric mixture, along the last dimension.
 
-    log_pi, log_ref: [..., N] log-probabilities. beta in [0, 1]: the weight of the reference.
+    log_pi, log_ref:
+        [..., N] log-probabilities, nats.
+    beta:
+        in [0, 1], the weight of the reference.
+
+    Returns [..., N], normalised.
     """
     return torch.log_softmax((1 - beta) * log_pi + beta * log_ref, dim=-1)
 

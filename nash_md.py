@@ -1,8 +1,9 @@
-"""Nash-MD-PG: a policy gradient against the mixture of policy and reference (NLHF, arXiv 2312.00886, section 7).
+"""Nash-MD-PG: a policy gradient against the mixture of policy and reference (NLHF, 2312.00886, section 7).
 
-y is drawn from the policy and learned from; y' is drawn from the mixture and only plays against it. The KL term is
-part of the score-function gradient, through the log-ratio of the *whole* response: weighting each token's score by
-its own log-ratio alone is another gradient, and stops at another policy. beta = 0 is self-play.
+y is drawn from the policy and learned from; y' is drawn from the mixture and only plays against it. The KL
+term is part of the score-function gradient, through the log-ratio of the *whole* response: weighting each
+token's score by its own log-ratio alone is another gradient, and stops at another policy. beta = 0 is
+self-play.
 Left out: variance reduction beyond the baseline 1/2.
 Run: python nash_md.py    (one sample's gradient by hand, and the expectation over all pairs)
 """
@@ -12,21 +13,43 @@ import torch
 from ipo_md import mixture
 
 PAIR = ("policy", "mixture")  # who draws y and y'
+TAU = 0.03  # the default: for summed log-probabilities, by a sweep on the built-in task
+BETA = 0.125  # the default weight of the reference in the mixture: the paper's
+LABEL = "preference"  # a pair's label is p(y > y')
 LEARNS_FROM = 1  # y alone: the opponent's log-probability is not needed
+OFFLINE = False  # the score-function gradient is right for the policy's own samples only
 CONTRASTIVE = False
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Score-function loss -SG[p - 1/2 - tau log pi(y)/pi_ref(y)] log pi(y), one value a pair.
 
-    logp: [B] log pi(y) with gradient; ref_logp: [B] log pi_ref(y). preference: [B] p(y > y' | x) in [0, 1]; tau > 0.
-    logp_other, ref_logp_other: not used, may be None. Returns [B], unreduced: its value means nothing, its gradient is
-    minus the Nash-MD-PG direction.
+    logp:
+        [B] log pi(y | x), nats, with gradient.
+    logp_other, ref_logp_other:
+        not used, may be None.
+    ref_logp:
+        [B] log pi_ref(y | x), nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1].
+    tau:
+        above 0, the regularisation strength.
+
+    Returns [B], unreduced: its value means nothing, its gradient is minus the Nash-MD-PG direction.
     """
     advantage = preference - 0.5 - tau * (logp - ref_logp)  # 1/2: no reward for a draw
-    return (
-        -advantage.detach() * logp
-    )  # detached: differentiating the log-ratio here adds a term that is not the KL's
+    # detached: differentiating the log-ratio here adds a term that is not the KL's
+    return -advantage.detach() * logp
+
+
+def gradient_scale(tau):
+    """1: minus the gradient is the Nash-MD-PG direction, the unit of the other methods' scales."""
+    return 1.0
+
+
+def target_gap(preference, tau):
+    """The log pi(y)/pi_ref(y) at which a sample has no advantage, nats: (p - 1/2)/tau, [B]."""
+    return (preference - 0.5) / tau
 
 
 def worked_example():

@@ -11,6 +11,7 @@ Shapes: B rows, P prompt columns, T response columns.
 
 import logging
 import os
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -192,20 +193,62 @@ def byte_tokenizer(texts, size=2048):
     )
 
 
+class Tokens(NamedTuple):
+    """A batch of token rows: ids [B, length], int64, and mask [B, length], True where a token is one.
+
+    Prompts are padded on the left, responses on the right, so that every response begins in one column.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    def rows(self, index):
+        """Some of the rows: index is a slice, or a tensor of row numbers [N]."""
+        return Tokens(self.ids[index], self.mask[index])
+
+    def to(self, device):
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def repeat(self, times):
+        """All rows, then all rows again, times times: row r of the result is row r % B."""
+        return Tokens(self.ids.repeat(times, 1), self.mask.repeat(times, 1))
+
+    def lengths(self):
+        """Number of tokens of each row, end-of-text included, [B]."""
+        return self.mask.sum(1)
+
+    def lists(self):
+        """The rows as lists of ids, without their padding."""
+        return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
+
+
 def pad(rows, side, fill, device="cpu"):
-    """Lists of token ids as (ids [B, longest], mask [B, longest]), padded with fill on side 'left' or 'right'."""
+    """Lists of token ids as Tokens.
+
+    rows:
+        lists of ids, which may be empty.
+    side:
+        where the padding goes: "left" for prompts, "right" for responses.
+    fill:
+        the id of the padding. Nothing ever compares ids with it.
+
+    Returns Tokens [B, longest], with at least one column.
+    """
     longest = max(1, max(map(len, rows)))
     ids = torch.full((len(rows), longest), fill)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for row, tokens in enumerate(rows):
-        where = slice(longest - len(tokens), longest) if side == "left" else slice(0, len(tokens))
-        ids[row, where] = torch.tensor(tokens, dtype=torch.long)
-        mask[row, where] = True
-    return ids.to(device), mask.to(device)
+        start = longest - len(tokens) if side == "left" else 0
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, start : start + len(tokens)] = True
+    return Tokens(ids, mask).to(device)
 
 
 def positions(mask):
-    """Position ids [B, length] that count from each row's first real token. Left padding is wrong by tens of nats without."""
+    """Position ids [B, length] that count from each row's first real token.
+
+    Left padding is wrong by tens of nats without: GPT-2 would count the pads as words.
+    """
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 

@@ -1,9 +1,11 @@
-"""RL against a Bradley-Terry reward: the RLHF baseline, with a leave-one-out baseline (RLOO, arXiv 2402.14740).
+"""RL against a Bradley-Terry reward: the RLHF baseline, leave-one-out (RLOO, arXiv 2402.14740).
 
-Two responses of a prompt are drawn from the policy; each one's return r - tau log pi/pi_ref is measured against the
-other's, which does not depend on it. Written for the pair this is IPO's gradient with the reward gap r(y) - r(y') in
-the place of p - 1/2 (ipo.py): -(1/2) (r(y) - r(y') - tau h) (grad log pi(y) - grad log pi(y')).
-Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and names no baseline.
+Two responses of a prompt are drawn from the policy; each one's return r - tau log pi/pi_ref is measured
+against the other's, which does not depend on it. Written for the pair this is IPO's gradient with the reward
+gap r(y) - r(y') in the place of p - 1/2 (ipo.py):
+    -(1/2) (r(y) - r(y') - tau h) (grad log pi(y) - grad log pi(y')).
+Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and names no
+baseline.
 Run: python rl.py    (both returns and advantages of one pair)
 """
 
@@ -11,19 +13,41 @@ import torch
 
 from ipo import PAIR, log_ratio_gap  # noqa: F401  sampled as IPO is
 
-LEARNS_FROM = 2
+TAU = 0.2  # the default: for summed log-probabilities, by a sweep on the built-in task
+LABEL = "reward"  # a pair's label is the gap r(y) - r(y') of a reward model
+LEARNS_FROM = 2  # each response is the other's baseline
+OFFLINE = False  # the score-function gradient is right for the policy's own samples only
 CONTRASTIVE = False
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau):
-    """Score-function loss with the other response's return as baseline, averaged over the two, one value a pair.
+    """Score-function loss with the other response's return as baseline, mean of the two, one value a pair.
 
-    Arguments as ipo.loss, but for reward_gap: [B] r(y) - r(y'), the logit of a Bradley-Terry preference p(y > y'), nats.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    reward_gap:
+        [B] r(y) - r(y'), nats: the logit of a Bradley-Terry preference p(y > y' | x).
+    tau:
+        above 0, the regularisation strength.
+
     Returns [B], unreduced: its value means nothing, its gradient is minus the RLHF direction.
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
-    advantage = (reward_gap - tau * h).detach()  # of y; the advantage of y' is its negative
+    # of y; the advantage of y' is its negative. Detached: the score function's weight is a number.
+    advantage = (reward_gap - tau * h).detach()
     return -advantage * (logp - logp_other) / 2
+
+
+def gradient_scale(tau):
+    """The gradient is minus the RLHF direction itself."""
+    return 1.0
+
+
+def target_gap(reward_gap, tau):
+    """The h at which neither response has an advantage, nats: (r(y) - r(y'))/tau, [B]."""
+    return reward_gap / tau
 
 
 def worked_example():

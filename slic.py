@@ -1,22 +1,47 @@
-"""SLiC with soft labels: the hinge loss on tau h (SLiC-HF in its reference-normalised form, arXiv 2309.06657, eq 10).
+"""SLiC with soft labels: the hinge on tau h (SLiC-HF in its reference-normalised form, 2309.06657, eq 10).
 
-Online, both responses are drawn from the policy, as for IPO. Left out: the likelihood term of the first SLiC.
+Online, both responses are drawn from the policy, as for IPO. Left out: the first SLiC's likelihood term.
 Run: python slic.py    (loss and slope on both sides of the kink)
 """
 
 import torch
 
-from ipo import CONTRASTIVE, LEARNS_FROM, PAIR, log_ratio_gap  # noqa: F401  sampled as IPO is
+from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, OFFLINE, PAIR, log_ratio_gap  # noqa: F401  as IPO
+
+TAU = 0.1  # the default: for summed log-probabilities, by a sweep on the built-in task
 
 
-def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
-    """Soft-label SLiC loss p max(0, 1 - tau h) + (1 - p) max(0, 1 + tau h), one value a pair.
+def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, margin=1.0):
+    """Soft-label SLiC loss p max(0, m - tau h) + (1 - p) max(0, m + tau h), m the margin, one value a pair.
 
-    Arguments as ipo.loss. Returns [B], unreduced. At h = 0 it is 1 for every p. The slope in h is -tau (2p - 1) while
-    |h| < 1/tau and tau (1 - p) beyond h = 1/tau: only a hard label (p = 1) gives no gradient there.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+    margin:
+        above 0: the kink is at h = margin/tau. 1 in the source.
+
+    Returns [B], unreduced. At h = 0 it is the margin for every p. The slope in h is -tau (2p - 1) while
+    |h| < margin/tau and tau (1 - p) beyond h = margin/tau: only a hard label (p = 1) has no gradient there.
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
-    return preference * torch.relu(1 - tau * h) + (1 - preference) * torch.relu(1 + tau * h)
+    return preference * torch.relu(margin - tau * h) + (1 - preference) * torch.relu(
+        margin + tau * h
+    )
+
+
+def gradient_scale(tau):
+    """Before the kink the slope in h is tau (2p - 1): at h = 0, 2 tau times the self-play direction."""
+    return 2 * tau
+
+
+def target_gap(preference, tau):
+    """The h at which a pair's loss is smallest, nats: the kink on the winner's side, 1/tau, [B]."""
+    return (preference - 0.5).sign() / tau
 
 
 def worked_example():

@@ -70,11 +70,10 @@ def duality_gap(log_pi, preferences, log_ref, tau):
 
 def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=1e-11):
     """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13); beta = 0: the Nash equilibrium (eq 12).
-
-    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the
-    equation diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences
-    minus 1/2 are antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the
-    opponent's log law. Raises ValueError rather than return a residual max |log pi - respond| above tolerance.
+    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the equation
+    diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences minus 1/2 are
+    antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the opponent's log law.
+    Raises ValueError rather than return a residual max |log pi - respond| above tolerance.
 
     Exercise 3: the regularised Nash equilibrium and the duality gap. Functions: kl, respond, duality_gap, fixed_point.
 
@@ -103,10 +102,9 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
-    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n].
-
-    Its PAIR says who draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's
-    place. rl wants reward gaps r(y) - r(y') for preferences.
+    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n]. Its PAIR says who
+    draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place. rl wants reward gaps
+    r(y) - r(y') for preferences.
 
     Exercise 6: IPO-MD. Functions: ipo_md.PAIR, ipo_md.loss, and expected_loss here.
 

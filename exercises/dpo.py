@@ -13,7 +13,16 @@ from ipo import log_ratio_gap
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Soft-label DPO loss -p log sigmoid(tau h) - (1 - p) log sigmoid(-tau h), one value a pair.
 
-    Arguments as ipo.loss. Returns [B], unreduced. At h = 0 it is log 2 for every p.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+
+    Returns [B], unreduced. At h = 0 it is log 2 for every p.
 
     Exercise 7: online DPO is not a Nash solver. Functions: loss here, bandit.dpo_point, and predictions.json.
 

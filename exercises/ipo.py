@@ -16,8 +16,15 @@ def log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other):
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Soft-label IPO loss p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2, one value a pair (eq 10, 11).
 
-    logp, logp_other: [B] log pi of y and y', with gradient. ref_logp, ref_logp_other: [B] log pi_ref, without.
-    preference: [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner. tau > 0: the regularisation strength.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+
     Returns [B], unreduced. At h = 0 it is 1/(4 tau^2) for every p.
 
     Exercise 2: the IPO loss with soft labels, and the pair identity. Functions: log_ratio_gap, loss.

@@ -15,7 +15,12 @@ import torch
 def mixture(log_pi, log_ref, beta):
     """log of pi^(1-beta) pi_ref^beta / Z, the geometric mixture, along the last dimension.
 
-    log_pi, log_ref: [..., N] log-probabilities. beta in [0, 1]: the weight of the reference.
+    log_pi, log_ref:
+        [..., N] log-probabilities, nats.
+    beta:
+        in [0, 1], the weight of the reference.
+
+    Returns [..., N], normalised.
     """
     raise NotImplementedError("Exercise 4: write the geometric mixture")
 
@@ -28,8 +33,15 @@ PAIR = None  # Exercise 6: who draws y and y', each "policy" or "mixture"
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Soft-label IPO loss p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2, one value a pair (eq 10, 11).
 
-    logp, logp_other: [B] log pi of y and y', with gradient. ref_logp, ref_logp_other: [B] log pi_ref, without.
-    preference: [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner. tau > 0: the regularisation strength.
+    logp, logp_other:
+        [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
+    ref_logp, ref_logp_other:
+        [B] log pi_ref of the same responses, nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
+    tau:
+        above 0, the regularisation strength.
+
     Returns [B], unreduced. At h = 0 it is 1/(4 tau^2) for every p.
     """
     raise NotImplementedError("Exercise 6: which loss is it?")

@@ -13,9 +13,18 @@ PAIR = None  # Exercise 5: who draws y and y', each "policy" or "mixture"
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     """Score-function loss -SG[p - 1/2 - tau log pi(y)/pi_ref(y)] log pi(y), one value a pair.
 
-    logp: [B] log pi(y) with gradient; ref_logp: [B] log pi_ref(y). preference: [B] p(y > y' | x) in [0, 1]; tau > 0.
-    logp_other, ref_logp_other: not used, may be None. Returns [B], unreduced: its value means nothing, its gradient is
-    minus the Nash-MD-PG direction.
+    logp:
+        [B] log pi(y | x), nats, with gradient.
+    logp_other, ref_logp_other:
+        not used, may be None.
+    ref_logp:
+        [B] log pi_ref(y | x), nats, without gradient.
+    preference:
+        [B] p(y > y' | x) in [0, 1].
+    tau:
+        above 0, the regularisation strength.
+
+    Returns [B], unreduced: its value means nothing, its gradient is minus the Nash-MD-PG direction.
 
     Exercise 5: Nash-MD-PG and the KL of whole responses. Functions: policy.token_log_probs, policy.log_prob; PAIR and loss here.
 

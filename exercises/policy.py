@@ -14,9 +14,7 @@ def token_log_probs(model, prompt, response):
 
 
 def log_prob(model, prompt, response):
-    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B].
-
-    prompt: (ids [B, P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns.
-    In float32, or in the model's precision if that is higher.
-    """
+    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B]. prompt: (ids [B,
+    P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns. In float32, or in the
+    model's precision if that is higher."""
     raise NotImplementedError("Exercise 5: score the whole response")

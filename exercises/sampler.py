@@ -20,13 +20,11 @@ def draw(logits, uniform):
 
 @torch.no_grad()
 def sample(policy, reference, prompt, beta, generator, max_tokens=48):
-    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
-
-    prompt: (ids [N, P], mask [N, P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response
-    wanted of a prompt, so (0, 0.125) draws y from the policy and y' from the mixture after one run over the prompt.
-    generator: on the CPU, so every device draws the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first
-    responses before all second ones; T <= max_tokens is the longest. mask holds through the end-of-text token; a response
-    cut at max_tokens is unfinished and has none.
+    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token. prompt: (ids [N, P], mask [N,
+    P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response wanted of a prompt, so (0, 0.125)
+    draws y from the policy and y' from the mixture after one run over the prompt. generator: on the CPU, so every device draws
+    the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <= max_tokens
+    is the longest. mask holds through the end-of-text token; a response cut at max_tokens is unfinished and has none.
 
     Exercise 4: the geometric mixture and its sampler. Functions: ipo_md.mixture; mix, draw and sample here.
 
