@@ -1,4 +1,4 @@
-"""From the bandit to a language model: the same claims on a GPT-2 whose 85 responses are enumerated (tests/enumerated.py).
+"""From the bandit to a language model: the same claims on a GPT-2 whose 85 responses are enumerated (enumerated.py).
 
 Gradients are taken in the model's parameters, through the real log_prob; targets come from the bandit's solver.
 """

@@ -84,7 +84,7 @@ def test_ci_runs_the_second_command():
 
 
 @pytest.mark.parametrize(
-    "name", ["ipo", "ipo_md", "nash_md", "dpo", "slic", "rl", "policy", "summaries"]
+    "name", ["ipo", "ipo_md", "nash_md", "dpo", "slic", "rl", "policy", "summaries", "enumerated"]
 )
 def test_worked_example_runs(name):
     done = subprocess.run(
