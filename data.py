@@ -1,14 +1,17 @@
-"""Where prompts, demonstrations and comparisons come from: the built-in task, or records in files and on the hub.
+"""Where prompts, demonstrations and comparisons come from: the built-in task, or records.
 
-Both sources answer the same three questions, so that train.py does not care which one it has:
+Records are files or data sets on the hub. Both sources answer the same three questions, so that
+train.py does not care which one it has:
   demos(step, count)                     (prompt, response): what the supervised policy imitates
   prompts(split, step, count)            prompt, for the splits align, validation and test
-  comparisons(role, step, count, model)  (prompt, response, i, j, chance, generator): response i[k] was compared with j[k],
-                                         chance[k] is the probability of a vote for it, 1 for a recorded winner
-Every draw comes from a generator made from (seed, stage, step): there is no random state to save, and every method sees
-the same prompts at the same step. Splits are by prompt: none is in two of supervised, preference, judge and test.
+  comparisons(role, step, count, model)  Comparisons: pairs of responses and the odds of their votes
+Every draw comes from a generator made from (seed, stage, step): there is no random state to save,
+and every method sees the same prompts at the same step. Splits are by prompt: none is in two of
+supervised, preference, judge and test.
 Left out: streaming, chat templates, several turns.
 Run: python train.py --comparisons FILE
+
+Shapes: B rows, one a response; N pairs of them; P prompt columns, T response columns.
 """
 
 import csv
@@ -16,12 +19,14 @@ import hashlib
 import itertools
 import json
 import os
+from typing import NamedTuple
 
 import torch
 
 import policy as policies
 import sampler
 import summaries
+from policy import Tokens
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 LAYOUTS = {
@@ -32,232 +37,485 @@ LAYOUTS = {
 
 
 def generator(seed, stage, step):
-    """A CPU generator that depends on nothing but its arguments."""
+    """A CPU generator that depends on nothing but its arguments.
+
+    seed:
+        an integer, the run's or the data's.
+    stage:
+        a name for what is drawn: two stages share no numbers.
+    step:
+        an integer from 0.
+    """
     digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-class BuiltIn:
-    """The summarisation task of summaries.py. Its judge is the panel itself, exact."""
+class Comparisons(NamedTuple):
+    """Responses and which of them were compared.
 
-    SPLITS = {
-        name: index * 10**9
-        for index, name in enumerate(("supervised", "preference", "align", "validation", "test"))
+    prompt:
+        Tokens [B, P], the prompt of each response, so equal prompts repeat.
+    response:
+        Tokens [B, T].
+    first, second:
+        [N] row numbers of the two responses of each pair. Both answer one prompt.
+    preference:
+        [N] probability of a vote for the first, in [0, 1]; 1 for a recorded winner.
+    generator:
+        on the CPU, for drawing the votes.
+    """
+
+    prompt: Tokens
+    response: Tokens
+    first: torch.Tensor
+    second: torch.Tensor
+    preference: torch.Tensor
+    generator: torch.Generator
+
+    def to(self, device):
+        """The same on a device. The generator stays: every device draws the same votes."""
+        return Comparisons(
+            prompt=self.prompt.to(device),
+            response=self.response.to(device),
+            first=self.first.to(device),
+            second=self.second.to(device),
+            preference=self.preference.to(device),
+            generator=self.generator,
+        )
+
+
+class BuiltIn:
+    """The summarisation task of summaries.py. Its judge is the panel itself, exact.
+
+    data_seed:
+        an integer; other posts for every split but validation and test.
+    """
+
+    SPLITS = {  # the first seed of each split's posts
+        "supervised": 0,
+        "preference": 10**9,
+        "align": 2 * 10**9,
+        "validation": 3 * 10**9,
+        "test": 4 * 10**9,
     }
-    max_prompt, max_response = 64, summaries.MAX_RESPONSE
+    max_prompt = 64
+    max_response = summaries.MAX_RESPONSE
 
     def __init__(self, data_seed=0):
-        self.tokenizer, self.data_seed = summaries.tokenizer(), data_seed
+        self.tokenizer = summaries.tokenizer()
+        self.data_seed = data_seed
         self.judge = summaries.Panel(self.tokenizer)
 
     def posts(self, split, step, count):
-        """(seed, text) of the posts of a step, new ones at every step. Validation and test are the same for every data seed."""
+        """The posts of a step, new ones at every step: a list of (seed, text).
+
+        split:
+            a key of SPLITS. Validation and test are the same for every data seed.
+        step, count:
+            which posts: the count that follow the first step * count.
+        """
         first = self.SPLITS[split] + step * count
         if split not in ("validation", "test"):
             first += self.data_seed * 10**10
         return [(seed, summaries.post(seed)) for seed in range(first, first + count)]
 
     def prompts(self, split, step, count):
+        """The posts of a step as Tokens [count, P]. Arguments as posts."""
         return self.pad([text for _, text in self.posts(split, step, count)], "left")
 
     def demos(self, step, count):
-        posts, end = self.posts("supervised", step, count), self.tokenizer.eos_token
-        written = [f"{summaries.summary(text, seed)} {end}" for seed, text in posts]
-        return self.pad([text for _, text in posts], "left"), self.pad(written, "right")
+        """Posts of a step and a written summary of each: (Tokens [count, P], Tokens [count, T])."""
+        texts = []
+        written = []
+        for seed, text in self.posts("supervised", step, count):
+            texts.append(text)
+            written.append(f"{summaries.summary(text, seed)} {self.tokenizer.eos_token}")
+        return self.pad(texts, "left"), self.pad(written, "right")
 
     def pad(self, texts, side):
-        return policies.pad(
-            [self.tokenizer.encode(text) for text in texts], side, self.tokenizer.eos_token_id
-        )
+        """Texts as Tokens. side: where the padding goes, "left" or "right"."""
+        rows = [self.tokenizer.encode(text) for text in texts]
+        return policies.pad(rows, side, self.tokenizer.eos_token_id)
 
     def comparisons(self, role, step, count, model, responses=6):
-        """count responses of the supervised policy, so many to each of some fresh posts, and every pair of a post's to vote on."""
+        """Several responses to each of some fresh posts, and every pair of a post's to vote on.
+
+        role:
+            "preference" to train on; anything else is held out, of posts that no vote was seen on.
+        step:
+            an integer from 0; every step has its own posts and responses.
+        count:
+            responses in all, B: count // responses posts, but at least one.
+        model:
+            the supervised policy, which writes the responses.
+        responses:
+            to each post, two or more.
+
+        Returns Comparisons on the model's device, with the panel's own probabilities.
+        """
         rng = generator(self.data_seed, f"votes for {role}", step)
         count = max(1, count // responses)
-        # Held-out pairs are of posts that no vote was seen on.
-        posts = self.prompts("preference" if role == "preference" else "validation", step, count)
-        prompt = tuple(part.to(model.device) for part in posts)
-        response = sampler.sample(model, None, prompt, (0.0,) * responses, rng, self.max_response)
-        prompt = tuple(part.repeat(responses, 1) for part in prompt)
-        rows = [
-            (a * count + row, b * count + row)
-            for a, b in itertools.combinations(range(responses), 2)
-            for row in range(count)
-        ]
-        i, j = torch.tensor(rows, device=model.device).T
-        chance = self.judge(
-            *(
-                tuple(part[k] for part in tokens[:2])
-                for tokens, k in ((prompt, i), (response, i), (response, j))
-            )
-        )
-        return prompt, response, i, j, chance, rng
+        split = "preference" if role == "preference" else "validation"
+        posts = self.prompts(split, step, count).to(model.device)
+        # beta = 0 for every response: the policy alone, no mixture.
+        beta = (0.0,) * responses
+        ids, mask, _ = sampler.sample(model, None, posts, beta, rng, self.max_response)
+        prompt = posts.repeat(responses)
+        response = Tokens(ids, mask)
+        first, second = every_pair(count, responses, model.device)
+        preference = self.judge(prompt.rows(first), response.rows(first), response.rows(second))
+        # The votes come from the generator that drew the responses, after them.
+        return Comparisons(prompt, response, first, second, preference, rng)
+
+
+def every_pair(count, responses, device):
+    """Row numbers (first, second) of every pair of responses to one of count prompts.
+
+    Response a of prompt k is row a * count + k, as sampler.sample orders them.
+    """
+    first = []
+    second = []
+    for a, b in itertools.combinations(range(responses), 2):
+        for row in range(count):
+            first.append(a * count + row)
+            second.append(b * count + row)
+    return torch.tensor(first, device=device), torch.tensor(second, device=device)
 
 
 class Records:
-    """Demonstrations, comparisons and prompts as lists of records. Its judge is a second preference model, trained later. A
-    prompt's place is a hash of its text. A tenth are test prompts and another tenth held out of the preference data; the
-    comparisons' other prompts go by halves to the preference model and the judge (by thirds without demos: the chosen responses
-    of the third share are the demos), the demos' to the supervised policy."""
+    """Demonstrations, comparisons and prompts as lists of records, split by the prompt's text.
+
+    demos:
+        dicts of prompt and completion, or none: then chosen responses take their place.
+    comparisons:
+        dicts of prompt, chosen and rejected.
+    prompts:
+        dicts of prompt, to align and evaluate on, or none: then those of the demos, or comparisons.
+    tokenizer:
+        as policy.load returns it.
+    max_prompt, max_response:
+        tokens; longer prompts are cut from the left, longer responses from the right.
+    data_seed:
+        an integer, of the shuffled order. The splits do not depend on it.
+
+    A tenth of the prompts are test prompts, and another tenth held out of the preference data. The
+    comparisons' other prompts go by halves to the preference model and the judge; without demos by
+    thirds, and the chosen responses of the last third are the demos. The demos' other prompts go to
+    the supervised policy. The judge is a second preference model, trained later: here it is None.
+    Raises ValueError if no prompt is left for a split.
+    """
 
     judge = None
 
     def __init__(
         self, demos, comparisons, prompts, tokenizer, max_prompt, max_response, data_seed=0
     ):
-        self.tokenizer, self.max_prompt, self.max_response, self.data_seed = (
-            tokenizer,
-            max_prompt,
-            max_response,
-            data_seed,
-        )
-        self.cut, self.order = set(), {}
-        compared = {record["prompt"] for record in comparisons}
-        places = ["preference", "judge"] if demos else ["preference", "judge", "supervised"]
-        place = {prompt: self.place(prompt, places) for prompt in compared}
-        self.compared = {
-            name: [r for r in comparisons if place[r["prompt"]] == name]
-            for name in [*places, "held out"]
-        }
-        chosen = [
-            dict(prompt=r["prompt"], completion=r["chosen"])
-            for r in self.compared.get("supervised", [])
-        ]
-        self.demonstrations = chosen or [
-            r
-            for r in demos
-            if r["prompt"] not in compared and self.place(r["prompt"], ["demo"]) == "demo"
-        ]
-        asked = {record["prompt"] for record in prompts or demos or comparisons}
-        test = sorted(prompt for prompt in asked if self.place(prompt, ["other"]) == "test")
-        taken = {prompt for prompt, name in place.items() if name in ("judge", "held out")}
-        align = sorted(asked - taken - set(test))
-        # Validation prompts are seen while tuning, so they are not the test prompts.
-        self.asked = {
-            "align": align[len(align) // 10 + 1 :],
-            "validation": align[: len(align) // 10 + 1],
-            "test": test,
-        }
-        for name, rows in {
-            **self.compared,
-            **self.asked,
-            "supervised": self.demonstrations,
-        }.items():
+        self.tokenizer = tokenizer
+        self.max_prompt = max_prompt
+        self.max_response = max_response
+        self.data_seed = data_seed
+        self.cut = set()  # texts of the prompts that were too long
+        self.orders = {}  # stage -> (epoch, its shuffled row numbers)
+        shares = ["preference", "judge"]
+        if not demos:
+            shares.append("supervised")
+        split = {}  # of each compared prompt
+        for record in comparisons:
+            split[record["prompt"]] = split_of(record["prompt"], shares)
+        # role -> its comparisons; those about test prompts are in none
+        self.compared = {}
+        for role in [*shares, "held out"]:
+            self.compared[role] = [r for r in comparisons if split[r["prompt"]] == role]
+        self.demonstrations = self.choose_demonstrations(demos, split)
+        self.prompts_of = choose_prompts(prompts or demos or comparisons, split)
+        self.check_splits()
+
+    def choose_demonstrations(self, demos, split):
+        """Demos about prompts that no comparison has; without demos, a share's chosen responses."""
+        chosen = []
+        if demos:
+            for record in demos:
+                prompt = record["prompt"]
+                if prompt not in split and split_of(prompt, ["demo"]) == "demo":
+                    chosen.append(record)
+        else:
+            for record in self.compared["supervised"]:
+                chosen.append(dict(prompt=record["prompt"], completion=record["chosen"]))
+        return chosen
+
+    def check_splits(self):
+        """Raises ValueError if a split is empty."""
+        splits = {**self.compared, **self.prompts_of, "supervised": self.demonstrations}
+        for name, rows in splits.items():
             if not rows:
                 raise ValueError(
-                    f"no prompt is left for the split '{name}': give more records, at least about 100 prompts of each kind"
+                    f"no prompt is left for the split '{name}': "
+                    "give more records, at least about 100 prompts of each kind"
                 )
 
-    def place(self, prompt, places):
-        """'test', 'held out' or one of places, by the prompt's text alone."""
-        share = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") / 2**48
-        return (
-            "test"
-            if share < 0.1
-            else "held out"
-            if share < 0.2
-            else places[int((share - 0.2) / 0.8 * len(places))]
-        )
+    def batch_of(self, rows, stage, step, count):
+        """Some of the rows, by epochs that are each shuffled anew.
 
-    def some(self, rows, stage, step, count):
-        """count rows of a step. Epochs are shuffled, and a step of an epoch is the same whoever asks."""
+        rows:
+            a list to take them from.
+        stage:
+            a name for who asks: each has an order of its own.
+        step, count:
+            which rows: the count that follow the first step * count, whoever asked before.
+
+        Returns a list of count rows.
+        """
         picked = []
         for index in range(step * count, (step + 1) * count):
             epoch, position = divmod(index, len(rows))
-            if self.order.get(stage, (None, None))[0] != epoch:
-                shuffled = torch.randperm(
-                    len(rows), generator=generator(self.data_seed, f"order of {stage}", epoch)
-                ).tolist()
-                self.order[stage] = epoch, shuffled
-            picked.append(rows[self.order[stage][1][position]])
+            picked.append(rows[self.order_of(stage, epoch, len(rows))[position]])
         return picked
 
-    def tokens(self, text):
-        """A text as ids. It holds no end-of-text: one that is spelled out, or that stands for unknown characters, is left out."""
-        return [
-            token
-            for token in self.tokenizer.encode(text, add_special_tokens=False)
-            if token != self.tokenizer.eos_token_id
-        ]
+    def order_of(self, stage, epoch, count):
+        """The shuffled row numbers of a stage's epoch; the last one made is remembered."""
+        if self.orders.get(stage, (None, None))[0] != epoch:
+            rng = generator(self.data_seed, f"order of {stage}", epoch)
+            self.orders[stage] = epoch, torch.randperm(count, generator=rng).tolist()
+        return self.orders[stage][1]
 
     def pad_prompts(self, texts):
-        """Prompts as tokens, cut from the left to max_prompt tokens: the end, which asks for the summary, is kept."""
-        rows = [self.tokens(text) for text in texts]
-        self.cut |= {
-            text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_prompt
-        }
-        return policies.pad(
-            [row[-self.max_prompt :] for row in rows], "left", self.tokenizer.eos_token_id
-        )
+        """Prompts as Tokens, cut from the left to max_prompt tokens. Those cut are added to cut."""
+        rows = []
+        for text in texts:
+            row = encode(self.tokenizer, text)
+            if len(row) > self.max_prompt:
+                self.cut.add(text)
+            # From the left: the end, which asks for the summary, is kept.
+            rows.append(row[-self.max_prompt :])
+        return policies.pad(rows, "left", self.tokenizer.eos_token_id)
 
     def pad_responses(self, texts):
-        """Responses as tokens with end-of-text; one that is too long is cut and gets none."""
-        rows = [[*self.tokens(text), self.tokenizer.eos_token_id] for text in texts]
-        return policies.pad(
-            [row[: self.max_response] for row in rows], "right", self.tokenizer.eos_token_id
-        )
+        """Responses as Tokens with end-of-text; one that is too long is cut and gets none."""
+        end = self.tokenizer.eos_token_id
+        rows = []
+        for text in texts:
+            row = [*encode(self.tokenizer, text), end]
+            rows.append(row[: self.max_response])
+        return policies.pad(rows, "right", end)
 
     def prompts(self, split, step, count):
-        return self.pad_prompts(self.some(self.asked[split], split, step, count))
+        """The prompts of a step as Tokens [count, P]. split: a key of prompts_of."""
+        return self.pad_prompts(self.batch_of(self.prompts_of[split], split, step, count))
 
     def demos(self, step, count):
-        rows = self.some(self.demonstrations, "demos", step, count)
-        return self.pad_prompts([row["prompt"] for row in rows]), self.pad_responses(
-            [row["completion"] for row in rows]
-        )
+        """The demonstrations of a step: (Tokens [count, P], Tokens [count, T])."""
+        rows = self.batch_of(self.demonstrations, "demos", step, count)
+        prompt = self.pad_prompts([row["prompt"] for row in rows])
+        return prompt, self.pad_responses([row["completion"] for row in rows])
 
     def comparisons(self, role, step, count, model, responses=2):
-        """Recorded comparisons of 'preference', 'judge' or 'held out' prompts: i are the chosen, j the rejected responses."""
-        rows = self.some(self.compared[role], role, step, count // 2)
-        prompt = tuple(
-            part.repeat(2, 1).to(model.device)
-            for part in self.pad_prompts([row["prompt"] for row in rows])
+        """Recorded comparisons, the chosen response first.
+
+        role:
+            "preference", "judge" or "held out".
+        step:
+            an integer from 0.
+        count:
+            responses in all, B: count // 2 records.
+        model:
+            its device is where the tensors go. Nothing is sampled.
+        responses:
+            to each prompt: records hold two, whatever is asked for.
+
+        Returns Comparisons with preference 1.
+        """
+        rows = self.batch_of(self.compared[role], role, step, count // 2)
+        chosen = [row["chosen"] for row in rows]
+        rejected = [row["rejected"] for row in rows]
+        first = torch.arange(len(rows))
+        found = Comparisons(
+            prompt=self.pad_prompts([row["prompt"] for row in rows]).repeat(2),
+            response=self.pad_responses(chosen + rejected),
+            first=first,
+            second=first + len(rows),
+            preference=torch.ones(len(rows)),
+            generator=torch.Generator(),  # any: a vote of probability 1 is certain
         )
-        response = self.pad_responses(
-            [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
-        )
-        i = torch.arange(len(rows), device=model.device)
-        chance = torch.ones(len(rows), device=model.device)
-        return (
-            prompt,
-            tuple(part.to(model.device) for part in response),
-            i,
-            i + len(rows),
-            chance,
-            torch.Generator(),
-        )
+        return found.to(model.device)
 
 
-class Prompts(Records):
-    """Prompts alone, in their order, as the test split: what evaluate.py compares policies on."""
+def split_of(prompt, shares):
+    """Which split a prompt belongs to, by a hash of its text alone.
+
+    prompt:
+        its text. More records, or the same in another order, leave it where it was.
+    shares:
+        names that share what is left equally.
+
+    Returns "test" for a tenth of the prompts, "held out" for another, or one of shares.
+    """
+    # 48 bits, in [0, 1): exact in a float.
+    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") / 2**48
+    if place < 0.1:
+        return "test"
+    if place < 0.2:
+        return "held out"
+    return shares[int((place - 0.2) / 0.8 * len(shares))]
+
+
+def choose_prompts(records, split):
+    """Split -> prompts, to align and evaluate on: align, validation, test. split: of compared ones.
+
+    None to align on is one that the judge was trained on, or that is held out.
+    """
+    texts = {record["prompt"] for record in records}
+    # Sorted: a set's order differs from process to process.
+    test = sorted(prompt for prompt in texts if split_of(prompt, ["other"]) == "test")
+    taken = {prompt for prompt, name in split.items() if name in ("judge", "held out")}
+    rest = sorted(texts - taken - set(test))
+    # Validation prompts are seen while tuning, so they are not the test prompts.
+    validation = len(rest) // 10 + 1
+    return {"align": rest[validation:], "validation": rest[:validation], "test": test}
+
+
+def encode(tokenizer, text):
+    """A text as a list of ids, without end-of-text.
+
+    One that is spelled out, or that stands for unknown characters, is left out: end-of-text says
+    that a response is finished, and text from a file must not.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return [token for token in ids if token != tokenizer.eos_token_id]
+
+
+class Prompts:
+    """Prompts alone, in their order, whatever the split: what evaluate.py compares policies on.
+
+    records:
+        dicts of prompt; each prompt counts once.
+    tokenizer, max_prompt, max_response:
+        as for Records.
+    """
+
+    judge = None
 
     def __init__(self, records, tokenizer, max_prompt, max_response):
         self.texts = list(dict.fromkeys(record["prompt"] for record in records))
-        self.tokenizer, self.max_prompt, self.max_response, self.cut = (
-            tokenizer,
-            max_prompt,
-            max_response,
-            set(),
-        )
+        self.tokenizer = tokenizer
+        self.max_prompt = max_prompt
+        self.max_response = max_response
 
     def prompts(self, split, step, count):
-        return self.pad_prompts(self.texts[step * count : (step + 1) * count])
+        """The prompts of a step as Tokens: the count that follow the first step * count."""
+        texts = self.texts[step * count : (step + 1) * count]
+        rows = [encode(self.tokenizer, text)[-self.max_prompt :] for text in texts]
+        return policies.pad(rows, "left", self.tokenizer.eos_token_id)
+
+
+def open_task(options):
+    """The task of a run: the built-in one, or records.
+
+    options:
+        train.py's, of which demos, comparisons, prompts, policy, tokenizer, max_prompt_tokens,
+        max_response_tokens and data_seed are read.
+
+    Returns (task, policy before supervision or None to build one, hash of the data). Raises
+    ValueError, naming the option, if the data, the policy or the tokenizer cannot be used.
+    """
+    from_scratch = options.policy in policies.SIZES
+    if not options.comparisons:
+        if not from_scratch:
+            raise ValueError(
+                f"--policy {options.policy}: the built-in task has its own words; "
+                "take tiny or gpt2-124m, or give --comparisons"
+            )
+        return BuiltIn(options.data_seed), None, "built-in"
+    records = {}
+    for name in LAYOUTS:
+        source = getattr(options, name)
+        records[name] = read(name, source) if source else []
+    start = None
+    if not from_scratch:
+        start, tokenizer = policies.load(options.policy)
+        check_room(options, start.config.n_positions)
+    elif options.tokenizer:
+        tokenizer = policies.load_tokenizer(options.tokenizer)
+    else:
+        tokenizer = train_tokenizer(records)
+    task = Records(
+        **records,
+        tokenizer=tokenizer,
+        max_prompt=options.max_prompt_tokens,
+        max_response=options.max_response_tokens,
+        data_seed=options.data_seed,
+    )
+    content = json.dumps([records, tokenizer.get_vocab()], sort_keys=True)
+    return task, start, hashlib.sha256(content.encode()).hexdigest()
+
+
+def check_room(options, room):
+    """Raises ValueError if prompt and response do not fit into a policy's positions."""
+    if options.max_prompt_tokens + options.max_response_tokens > room:
+        raise ValueError(
+            "--max-prompt-tokens and --max-response-tokens: "
+            f"together more than the policy's {room} positions; lower one"
+        )
+
+
+def train_tokenizer(records):
+    """A byte-level BPE of the demos' and comparisons' own texts."""
+    texts = []
+    for record in [*records["demos"], *records["comparisons"]]:
+        texts.extend(record.values())
+    tokenizer = policies.byte_tokenizer(texts)
+    print(f"no --tokenizer: trained a byte-level BPE of {len(tokenizer)} entries on the data")
+    return tokenizer
 
 
 def read(option, source):
-    """The records of --option source: a local .jsonl, .json, .csv or .parquet file, or a hub name. A list of dicts. Raises
-    ValueError naming option, file and line. Comparisons whose two responses are equal carry no label and are dropped."""
-    fields, extension = LAYOUTS[option], os.path.splitext(source)[1]
+    """The records of --option source, as a list of dicts of the option's fields.
+
+    option:
+        a key of LAYOUTS.
+    source:
+        a local .jsonl, .json, .csv or .parquet file, or a hub name.
+
+    Comparisons whose two responses are equal carry no label and are dropped, with a warning. Raises
+    ValueError naming option, file and, where there is one, the line or record.
+    """
+    fields = LAYOUTS[option]
+    records = load_records(option, source, fields)
+    for number, row in enumerate(records, start=1):
+        try:
+            check_record(row, fields)
+        except ValueError as error:
+            raise ValueError(
+                f"--{option} {source}: record {number}: {error}; mend or remove it"
+            ) from None
+    kept = records
+    if option == "comparisons":
+        kept = [row for row in records if row["chosen"] != row["rejected"]]
+    if not kept:
+        wanted = "record with two different responses" if records else "record"
+        raise ValueError(f"--{option} {source}: holds no {wanted}")
+    if len(kept) < len(records):
+        print(
+            f"warning: --{option} {source}: {len(records) - len(kept)} comparisons "
+            "of two equal responses are left out"
+        )
+    return kept
+
+
+def load_records(option, source, fields):
+    """The records of a file or hub name with these fields, unchecked but for a file's text."""
+    extension = os.path.splitext(source)[1]
     local = extension in FORMATS or os.path.exists(source)
     if local and not os.path.isfile(source):
         raise ValueError(
-            f"--{option} {source}: no such file; give a .jsonl, .json, .csv or .parquet file or a hub name"
+            f"--{option} {source}: no such file; "
+            "give a .jsonl, .json, .csv or .parquet file or a hub name"
         )
     if local and extension not in FORMATS:
         raise ValueError(
-            f"--{option} {source}: unknown kind of file '{extension}'; convert it to .jsonl, .json, .csv or .parquet"
+            f"--{option} {source}: unknown kind of file '{extension}'; "
+            "convert it to .jsonl, .json, .csv or .parquet"
         )
-    if extension in (".jsonl", ".json", ".csv") and local:
+    if local and extension != ".parquet":
         check_text(option, source, fields)
     import datasets  # here, not above: the built-in task needs none
 
@@ -267,70 +525,74 @@ def read(option, source):
             table = datasets.load_dataset(FORMATS[extension], data_files=source, split="train")
         else:
             table = datasets.load_dataset(source, split="train")
-    except (
-        Exception
-    ) as error:  # datasets raises its own, pyarrow's, pandas' and the hub client's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # datasets raises its own, pyarrow's, pandas' and the hub client's errors.
+    except Exception as error:
+        reason = policies.first_line(error)
         hint = "" if local else "; without network give a local file"
         raise ValueError(f"--{option} {source}: cannot be read: {reason}{hint}") from None
-    missing = [field for field in fields if field not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"--{option} {source}: has no field '{missing[0]}' (it has {table.column_names}); rename its fields to {', '.join(fields)}"
-        )
-    records = list(table.select_columns(list(fields)))
-    for number, row in enumerate(records, start=1):
-        try:
-            check_record(row, fields)
-        except ValueError as error:
+    for field in fields:
+        if field not in table.column_names:
             raise ValueError(
-                f"--{option} {source}: record {number}: {error}; mend or remove it"
-            ) from None
-    kept = [row for row in records if option != "comparisons" or row["chosen"] != row["rejected"]]
-    if not kept:
-        raise ValueError(
-            f"--{option} {source}: holds no record{' with two different responses' if records else ''}"
-        )
-    if len(kept) < len(records):
-        print(
-            f"warning: --{option} {source}: {len(records) - len(kept)} comparisons of two equal responses are left out"
-        )
-    return kept
+                f"--{option} {source}: has no field '{field}' (it has {table.column_names}); "
+                f"rename its fields to {', '.join(fields)}"
+            )
+    return list(table.select_columns(list(fields)))
 
 
 def check_text(option, source, fields):
-    """Raises ValueError with the line where a text file is not UTF-8 or a .jsonl line not a record: datasets names none."""
+    """Raises ValueError with the line that cannot be read in a text file: datasets names none.
+
+    option, source:
+        for the message; source is a .jsonl, .json or .csv file.
+    fields:
+        what each line of a .jsonl file must hold.
+    """
     with open(source, "rb") as file:
         for number, line in enumerate(file, start=1):
+            # A byte-order mark may stand at the beginning, as Excel writes it.
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                text = line.decode(encoding).strip()
                 if source.endswith(".jsonl") and text:
                     check_record(json.loads(text), fields)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"--{option} {source}, line {number}: {error}; mend or remove that line"
                 ) from None
-    if source.endswith(
-        ".csv"
-    ):  # rows that all have more fields than the head would be read from the wrong columns
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            csv.field_size_limit(2**31 - 1)
-            table = csv.reader(file)
-            width = len(next(table, []))
-            for row in table:
-                if row and len(row) != width:
-                    raise ValueError(
-                        f"--{option} {source}, line {table.line_num}: {len(row)} fields where the head has {width}; mend or remove that line"
-                    )
+    if source.endswith(".csv"):
+        check_widths(option, source)
+
+
+def check_widths(option, source):
+    """Raises ValueError where a row of a .csv file has another number of fields than the head.
+
+    Rows that all have more fields than the head would be read from the wrong columns.
+    """
+    csv.field_size_limit(2**31 - 1)  # a post may be longer than csv's limit of 131,072
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        table = csv.reader(file)
+        width = len(next(table, []))
+        for row in table:
+            if row and len(row) != width:
+                raise ValueError(
+                    f"--{option} {source}, line {table.line_num}: {len(row)} fields "
+                    f"where the head has {width}; mend or remove that line"
+                )
 
 
 def check_record(row, fields):
-    """Raises ValueError if a record lacks one of the fields, or its text."""
+    """Raises ValueError if a record lacks one of the fields, or its text.
+
+    row:
+        what a line or a table's row holds, of any type.
+    fields:
+        names that must be there, with text that is not empty.
+    """
     if not isinstance(row, dict):
         raise ValueError("it is not an object {...}")
     for field in fields:
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise ValueError(
-                f"'{field}' is {repr(row[field])[:40] if field in row else 'missing'}; it must be text that is not empty"
-            )
-        row[field].encode()  # half a surrogate pair is not text
+        value = row.get(field)
+        if not isinstance(value, str) or not value.strip():
+            found = repr(value)[:40] if field in row else "missing"
+            raise ValueError(f"'{field}' is {found}; it must be text that is not empty")
+        value.encode()  # half a surrogate pair is not text

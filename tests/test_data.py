@@ -1,8 +1,10 @@
-"""Where prompts and comparisons come from: generators, disjoint splits, cuts that are counted, files in four formats."""
+"""Where prompts and comparisons come from: generators, splits, cuts that are counted, files."""
 
 import csv
+import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,24 +24,25 @@ def cache(tmp_path_factory):
 
 
 def texts(tokenizer, tokens):
-    return [tokenizer.decode(row[keep]) for row, keep in zip(tokens[0], tokens[1], strict=True)]
+    return [tokenizer.decode(row) for row in tokens.lists()]
 
 
 def records(count, first=0):
     """Comparisons and demos about the same kind of posts, with different prompts."""
-    compared = [
-        dict(prompt=f"post {k} asks\nTL;DR:", chosen=f" good {k}", rejected=f" bad {k} and long")
-        for k in range(first, first + count)
-    ]
-    demos = [
-        dict(prompt=f"story {k}\nTL;DR:", completion=f" told {k}")
-        for k in range(first, first + count)
-    ]
+    demos = []
+    compared = []
+    for k in range(first, first + count):
+        demos.append(dict(prompt=f"story {k}\nTL;DR:", completion=f" told {k}"))
+        prompt = f"post {k} asks\nTL;DR:"
+        compared.append(dict(prompt=prompt, chosen=f" good {k}", rejected=f" bad {k} and long"))
     return demos, compared
 
 
 def test_generator_depends_on_its_three_arguments_alone():
-    """Equal arguments give equal draws whatever the global state; any changed argument gives others, and the global state stays."""
+    """Equal arguments give equal draws whatever the global state; a changed one gives others.
+
+    The global state stays.
+    """
     draws = {}
     for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 10)):
         torch.manual_seed(3)
@@ -55,80 +58,108 @@ def test_generator_depends_on_its_three_arguments_alone():
 
 
 def test_built_in_splits_are_disjoint_by_prompt():
-    """500 posts of each split, for two data seeds: no text in two splits. Validation and test do not move with the data seed, the
-    others do."""
+    """500 posts of each split, for two data seeds: no text in two splits.
+
+    Validation and test do not move with the data seed, the others do.
+    """
     seen = {}
     for data_seed in (0, 1):
         task = data.BuiltIn(data_seed)
         for split in task.SPLITS:
-            seen[split, data_seed] = {
-                text for step in range(5) for _, text in task.posts(split, step, 100)
-            }
-    for one, two in ((a, b) for a in seen for b in seen if a < b):
-        shared = seen[one] & seen[two]
-        assert (len(shared) == 500) == (
-            one[0] == two[0] and one[0] in ("validation", "test")
-        ) and len(shared) in (0, 500), (one, two)
+            seen[split, data_seed] = set()
+            for step in range(5):
+                seen[split, data_seed].update(text for _, text in task.posts(split, step, 100))
+    for one, two in itertools.combinations(seen, 2):
+        same = one[0] == two[0] and one[0] in ("validation", "test")
+        assert len(seen[one] & seen[two]) == (500 if same else 0), (one, two)
 
 
 def test_built_in_prompts_are_new_at_every_step_and_the_same_for_all():
-    """Two task objects agree on a step's prompts, whatever was asked before; two steps share none."""
-    one, two = data.BuiltIn(0), data.BuiltIn(0)
-    two.prompts("align", 3, 8), two.demos(0, 4)
-    first, again, later = (
-        one.prompts("align", 7, 8),
-        two.prompts("align", 7, 8),
-        one.prompts("align", 8, 8),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not set(texts(one.tokenizer, first)) & set(texts(one.tokenizer, later))
+    """Two task objects agree on a step's prompts, whatever was asked before.
+
+    Two steps share none.
+    """
+    one = data.BuiltIn(0)
+    two = data.BuiltIn(0)
+    two.prompts("align", 3, 8)
+    two.demos(0, 4)
+    prompt = one.prompts("align", 7, 8)
+    again = two.prompts("align", 7, 8)
+    later = one.prompts("align", 8, 8)
+    assert torch.equal(prompt.ids, again.ids)
+    assert torch.equal(prompt.mask, again.mask)
+    assert not set(texts(one.tokenizer, prompt)) & set(texts(one.tokenizer, later))
 
 
 def test_built_in_demos_end_with_the_end():
-    """Each demo is a written summary of its own post with end-of-text as its last token, within the limit."""
+    """Each demo is a written summary of its own post, within the limit.
+
+    Its last token is end-of-text.
+    """
     task = data.BuiltIn(0)
     prompt, response = task.demos(0, 16)
     posts = task.posts("supervised", 0, 16)
     assert texts(task.tokenizer, prompt) == [text for _, text in posts]
-    for (seed, text), row, keep in zip(posts, *response, strict=True):
-        written = row[keep].tolist()
-        assert (
-            written[-1] == task.tokenizer.eos_token_id
-            and task.tokenizer.eos_token_id not in written[:-1]
-        )
-        assert (
-            task.tokenizer.decode(written[:-1]) == data.summaries.summary(text, seed)
-            and len(written) <= task.max_response
-        )
+    end = task.tokenizer.eos_token_id
+    for (seed, text), written in zip(posts, response.lists(), strict=True):
+        assert written[-1] == end
+        assert end not in written[:-1]
+        assert task.tokenizer.decode(written[:-1]) == data.summaries.summary(text, seed)
+        assert len(written) <= task.max_response
 
 
 def test_built_in_comparisons_are_fresh_votes():
-    """Every pair of six responses to each prompt, with the panel's own probability; the same for the same step, other prompts at
-    the next step and for held-out pairs."""
+    """Every pair of six responses to each prompt, with the panel's own probability.
+
+    The same for the same step, other prompts at the next step and for held-out pairs.
+    """
     task = data.BuiltIn(0)
     model = policies.build("tiny", task.tokenizer, 128, 0)
-    prompt, response, i, j, chance, rng = task.comparisons("preference", 0, 12, model)
-    assert (
-        prompt[0].shape[0] == response[0].shape[0] == 12
-        and len(i) == len(j) == len(chance) == 2 * 15
-    )
-    assert len(set(zip(i.tolist(), j.tolist(), strict=True))) == 30 and (i != j).all()
-    asked = texts(task.tokenizer, prompt)
-    assert all(asked[a] == asked[b] for a, b in zip(i.tolist(), j.tolist(), strict=True)), (
-        "a pair answers one prompt"
-    )
-    pick = tuple(
-        tuple(part[k] for part in tokens[:2])
-        for tokens, k in ((prompt, i), (response, i), (response, j))
-    )
-    torch.testing.assert_close(chance, task.judge(*pick), rtol=0, atol=0)
+    found = task.comparisons("preference", 0, 12, model)
+    assert len(found.prompt.ids) == len(found.response.ids) == 12
+    assert len(found.first) == len(found.second) == len(found.preference) == 2 * 15
+    pairs = pairs_of(found)
+    assert len(set(pairs)) == 30
+    assert (found.first != found.second).all()
+    prompts = texts(task.tokenizer, found.prompt)
+    for first, second in pairs:
+        assert prompts[first] == prompts[second], "a pair answers one prompt"
+    x = found.prompt.rows(found.first)
+    y = found.response.rows(found.first)
+    y_other = found.response.rows(found.second)
+    torch.testing.assert_close(found.preference, task.judge(x, y, y_other), rtol=0, atol=0)
     again = task.comparisons("preference", 0, 12, model)
-    assert torch.equal(again[1][0], response[0]) and torch.equal(again[4], chance)
-    others = {
-        role: set(texts(task.tokenizer, task.comparisons(role, step, 12, model)[0]))
-        for role, step in (("preference", 1), ("held out", 0))
-    }
-    assert not set(asked) & others["preference"] and not set(asked) & others["held out"]
+    assert torch.equal(again.response.ids, found.response.ids)
+    assert torch.equal(again.preference, found.preference)
+    for role, step in (("preference", 1), ("held out", 0)):
+        other = task.comparisons(role, step, 12, model)
+        assert not set(prompts) & set(texts(task.tokenizer, other.prompt)), role
+
+
+def pairs_of(comparisons):
+    """The pairs of row numbers that are compared, as tuples."""
+    return list(zip(comparisons.first.tolist(), comparisons.second.tolist(), strict=True))
+
+
+def test_comparisons_move_together():
+    """Every tensor goes where it is sent, the generator stays; meta is a device of any machine."""
+    found = data.Comparisons(
+        prompt=policies.pad([[1, 2], [1, 2]], "left", 0),
+        response=policies.pad([[3], [4, 0]], "right", 0),
+        first=torch.tensor([0]),
+        second=torch.tensor([1]),
+        preference=torch.tensor([0.9]),
+        generator=torch.Generator(),
+    )
+    moved = found.to("meta")
+    assert isinstance(moved, data.Comparisons)
+    for part in ("prompt", "response"):
+        assert isinstance(getattr(moved, part), policies.Tokens)
+        assert getattr(moved, part).ids.device.type == "meta", part
+        assert getattr(moved, part).mask.device.type == "meta", part
+    for part in ("first", "second", "preference"):
+        assert getattr(moved, part).device.type == "meta", part
+    assert moved.generator is found.generator
 
 
 # Records
@@ -137,9 +168,11 @@ def test_built_in_comparisons_are_fresh_votes():
 def task_of(
     demos, compared, prompts=(), tokenizer=None, max_prompt=64, max_response=16, data_seed=0
 ):
-    tokenizer = tokenizer or policies.byte_tokenizer(
-        [text for record in [*demos, *compared, *prompts] for text in record.values()]
-    )
+    if tokenizer is None:
+        spoken = []
+        for record in [*demos, *compared, *prompts]:
+            spoken.extend(record.values())
+        tokenizer = policies.byte_tokenizer(spoken)
     return data.Records(
         demos, compared, list(prompts), tokenizer, max_prompt, max_response, data_seed
     )
@@ -147,9 +180,14 @@ def task_of(
 
 def held(task):
     """Split -> its prompts' texts."""
-    seen = {name: {r["prompt"] for r in rows} for name, rows in task.compared.items()}
-    asked = {f"asked {name}": set(rows) for name, rows in task.asked.items()}
-    return seen | asked | {"supervised": {r["prompt"] for r in task.demonstrations}}
+    splits = {}
+    for name, rows in {**task.compared, "supervised": task.demonstrations}.items():
+        splits[name] = set()
+        for row in rows:
+            splits[name].add(row["prompt"])
+    for name, prompts in task.prompts_of.items():
+        splits[f"asked {name}"] = set(prompts)
+    return splits
 
 
 @pytest.mark.parametrize(
@@ -162,30 +200,35 @@ def held(task):
     ],
 )
 def test_record_splits_are_disjoint_by_prompt(layout):
-    """No prompt is in two of supervised, preference, judge, held out and test, whichever files are given; the prompts to align on
-    are never judged, held-out or test ones."""
+    """No prompt is in two of supervised, preference, judge, held out and test, whatever is given.
+
+    The prompts to align on are never judged, held-out or test ones.
+    """
     demos, compared = records(300)
     if layout == "comparisons alone":
         demos = []
     elif layout == "the same prompts in both":
         demos += [dict(prompt=r["prompt"], completion=r["chosen"]) for r in compared]
-    prompts = (
-        [dict(prompt=f"asked {k}") for k in range(200)] if layout == "prompts of their own" else []
-    )
+    prompts = []
+    if layout == "prompts of their own":
+        prompts = [dict(prompt=f"asked {k}") for k in range(200)]
     task = task_of(demos, compared, prompts)
     splits = held(task)
     fixed = ["supervised", "preference", "judge", "held out", "asked test"]
-    for one, two in ((a, b) for a in fixed for b in fixed if a < b):
-        assert splits[one] and not splits[one] & splits[two], (one, two)
+    for one, two in itertools.combinations(fixed, 2):
+        assert splits[one] and splits[two], (one, two)
+        assert not splits[one] & splits[two], (one, two)
+    kept_apart = splits["judge"] | splits["held out"] | splits["asked test"]
     for name in ("asked align", "asked validation"):
-        assert splits[name] and not splits[name] & (
-            splits["judge"] | splits["held out"] | splits["asked test"]
-        )
+        assert splits[name], name
+        assert not splits[name] & kept_apart, name
     assert not splits["asked align"] & splits["asked validation"]
-    unused = {r["prompt"] for r in compared} - set.union(*(splits[name] for name in task.compared))
-    assert unused and not unused & (
-        splits["asked align"] | splits["asked validation"] | splits["supervised"]
-    ), "test prompts are for the test"
+    unused = {r["prompt"] for r in compared}
+    for name in task.compared:
+        unused -= splits[name]
+    seen = splits["asked align"] | splits["asked validation"] | splits["supervised"]
+    assert unused, "no comparison is about a test prompt"
+    assert not unused & seen, "test prompts are for the test"
     if layout == "comparisons alone":
         chosen = {r["prompt"]: r["chosen"] for r in compared}
         assert all(chosen[r["prompt"]] == r["completion"] for r in task.demonstrations)
@@ -194,16 +237,12 @@ def test_record_splits_are_disjoint_by_prompt(layout):
 def test_a_split_is_a_matter_of_the_text():
     """Shuffled files, or twice as many records, leave every prompt in its split."""
     demos, compared = records(200)
-    more = records(400)
-    first, shuffled, longer = (
-        task_of(*files) for files in ((demos, compared), (demos[::-1], compared[::-1]), more)
-    )
+    plain = held(task_of(demos, compared))
+    shuffled = held(task_of(demos[::-1], compared[::-1]))
+    longer = held(task_of(*records(400)))
     for name in ("preference", "judge", "held out"):
-        assert (
-            held(first)[name]
-            == held(shuffled)[name]
-            == {p for p in held(longer)[name] if int(p.split()[1]) < 200}
-        ), name
+        of_both = {prompt for prompt in longer[name] if int(prompt.split()[1]) < 200}
+        assert plain[name] == shuffled[name] == of_both, name
 
 
 def test_too_few_records_are_refused():
@@ -212,61 +251,144 @@ def test_too_few_records_are_refused():
 
 
 def test_epochs_are_shuffled_and_complete():
-    """Every row once an epoch, in another order the next; a step's rows do not depend on what was asked before."""
+    """Every row once an epoch, in another order the next.
+
+    A step's rows do not depend on what was asked before.
+    """
     task = task_of(*records(200))
-    rows = task.asked["test"]
-    epochs = [
-        [task.some(rows, "x", epoch * len(rows) + k, 1)[0] for k in range(len(rows))]
-        for epoch in range(2)
-    ]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(rows) and epochs[0] != epochs[1]
-    assert task.some(rows, "x", 0, len(rows)) == epochs[0], "a step of many is many steps of one"
+    rows = task.prompts_of["test"]
+    count = len(rows)
+    one_by_one = [task.batch_of(rows, "x", step, 1)[0] for step in range(2 * count)]
+    epochs = one_by_one[:count], one_by_one[count:]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(rows)
+    assert epochs[0] != epochs[1]
+    whole = task.batch_of(rows, "x", 0, count)
+    assert whole == epochs[0], "a step of many is many steps of one"
 
 
 def test_long_prompts_are_cut_from_the_left_and_counted():
-    """The last 8 tokens of a prompt of 40 are kept, a short one is whole, and only prompts that were cut are counted, once each
-    however often they are drawn."""
+    """The last 8 tokens of a prompt of 40 are kept, a short one is whole.
+
+    Only prompts that were cut are counted, once each however often they are drawn.
+    """
     demos, compared = records(200)
     task = task_of(demos, compared, max_prompt=8)
-    long, short = "word " * 40 + "end", "end"
+    long = "word " * 40 + "end"
     whole = task.tokenizer.encode(long)
     for _ in range(2):
-        ids, mask = task.pad_prompts([long, short])
-    assert ids[0][mask[0]].tolist() == whole[-8:] and ids[1][
-        mask[1]
-    ].tolist() == task.tokenizer.encode(short)
-    assert len(whole) > 8 and len(task.cut) == 1
+        prompt = task.pad_prompts([long, "end"])
+    assert prompt.lists() == [whole[-8:], task.tokenizer.encode("end")]
+    assert len(whole) > 8
+    assert task.cut == {long}
 
 
 def test_responses_get_their_end_only_if_it_fits():
-    """A completion is followed by end-of-text; one that is too long is cut at the limit and gets none."""
+    """A completion is followed by end-of-text; one that is too long is cut and gets none."""
     task = task_of(*records(200), max_response=5)
     end = task.tokenizer.eos_token_id
-    ids, mask = task.pad_responses([" a", " a b c d e f g h i j"])
-    assert ids[0][mask[0]].tolist() == [*task.tokenizer.encode(" a"), end]
-    cut = ids[1][mask[1]].tolist()
-    assert cut == task.tokenizer.encode(" a b c d e f g h i j")[:5] and end not in cut
+    short, cut = task.pad_responses([" a", " a b c d e f g h i j"]).lists()
+    assert short == [*task.tokenizer.encode(" a"), end]
+    assert cut == task.tokenizer.encode(" a b c d e f g h i j")[:5]
+    assert end not in cut
 
 
 def test_recorded_comparisons_put_the_chosen_first():
-    """i are the chosen and j the rejected responses of the same prompt, certain (chance 1), and of the asked role only."""
+    """First are the chosen and second the rejected responses of the same prompt, with certainty.
+
+    They are of the asked role only.
+    """
     task = task_of(*records(300))
     model = policies.build("tiny", task.tokenizer, 128, 0)
     for role in ("preference", "judge", "held out"):
-        prompt, response, i, j, chance, _ = task.comparisons(role, 0, 16, model)
-        asked, said = (
-            texts(task.tokenizer, prompt),
-            [text.replace("<|endoftext|>", "") for text in texts(task.tokenizer, response)],
-        )
-        assert len(i) == 8 and (chance == 1).all()
-        for a, b in zip(i.tolist(), j.tolist(), strict=True):
-            number = re.search(r"\d+", asked[a]).group()
-            assert (
-                asked[a] == asked[b]
-                and said[a] == f" good {number}"
-                and said[b] == f" bad {number} and long"
-            )
-            assert asked[a] in {r["prompt"] for r in task.compared[role]}
+        found = task.comparisons(role, 0, 16, model)
+        prompts = texts(task.tokenizer, found.prompt)
+        said = []
+        for text in texts(task.tokenizer, found.response):
+            said.append(text.replace("<|endoftext|>", ""))
+        assert len(found.first) == 8
+        assert (found.preference == 1).all()
+        of_role = {row["prompt"] for row in task.compared[role]}
+        for first, second in pairs_of(found):
+            number = re.search(r"\d+", prompts[first]).group()
+            assert prompts[first] == prompts[second]
+            assert said[first] == f" good {number}"
+            assert said[second] == f" bad {number} and long"
+            assert prompts[first] in of_role
+
+
+def test_prompts_alone():
+    """Each prompt once, in the file's order, cut from the left, for evaluate.py.
+
+    The split says nothing.
+    """
+    tokenizer = policies.word_tokenizer(list("abcd"))
+    rows = [dict(prompt=text) for text in ("a b c", "d", "a b c", "b <|endoftext|> a")]
+    task = data.Prompts(rows, tokenizer, 2, 4)
+    assert task.texts == ["a b c", "d", "b <|endoftext|> a"]
+    assert task.prompts("test", 0, 2).lists() == [[2, 3], [4]]
+    assert task.prompts("any", 1, 2).lists() == [[2, 1]]
+    assert task.judge is None
+
+
+# The task of a run
+
+
+def options(**given):
+    """train.py's options, as far as open_task reads them."""
+    default = dict(
+        demos=None,
+        comparisons=None,
+        prompts=None,
+        policy="tiny",
+        tokenizer=None,
+        max_prompt_tokens=64,
+        max_response_tokens=16,
+        data_seed=0,
+    )
+    return SimpleNamespace(**default | given)
+
+
+def test_open_the_built_in_task():
+    """Without comparisons: the built-in one, of the data seed, with a policy from scratch only."""
+    task, start, data_hash = data.open_task(options(data_seed=3))
+    assert isinstance(task, data.BuiltIn)
+    assert task.data_seed == 3
+    assert start is None
+    assert data_hash == "built-in"
+    with pytest.raises(ValueError, match="--policy gpt2: the built-in task has its own words"):
+        data.open_task(options(policy="gpt2"))
+
+
+def test_open_records(tmp_path, capsys):
+    """The hash is of the records and the vocabulary: the same twice, another with more records.
+
+    A tokenizer is trained where none is given, and what is asked for stands in the task.
+    """
+    demos, compared = records(200)
+    source = write(tmp_path / "c.jsonl", compared)
+    task, start, data_hash = data.open_task(options(comparisons=source))
+    assert "trained a byte-level BPE of" in capsys.readouterr().out
+    assert isinstance(task, data.Records)
+    assert (task.max_prompt, task.max_response, start) == (64, 16, None)
+    assert data.open_task(options(comparisons=source))[2] == data_hash
+    both = options(comparisons=source, demos=write(tmp_path / "d.jsonl", demos))
+    task, _, other_hash = data.open_task(both)
+    assert other_hash != data_hash
+    assert task.demonstrations[0]["completion"].startswith(" told")
+
+
+def test_open_records_with_a_policy(tmp_path):
+    """The policy's own tokenizer; prompt and response together must fit into its positions."""
+    source = write(tmp_path / "c.jsonl", records(200)[1])
+    tokenizer = policies.byte_tokenizer(["post asks"], 300)
+    folder = str(tmp_path / "policy")
+    policies.build("tiny", tokenizer, 80, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    task, start, _ = data.open_task(options(comparisons=source, policy=folder))
+    assert task.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert start.config.n_positions == 80
+    with pytest.raises(ValueError, match="together more than the policy's 80 positions"):
+        data.open_task(options(comparisons=source, policy=folder, max_response_tokens=17))
 
 
 # Files
@@ -293,8 +415,11 @@ def write(path, rows):
 
 @pytest.mark.parametrize("extension", ["jsonl", "json", "csv", "parquet"])
 def test_four_formats_are_read_alike(tmp_path, extension):
-    """Newlines, quotes, commas, leading spaces and non-ASCII text come back as they were, in every format and layout; fields that
-    are not asked for are left out; comparisons of two equal responses are dropped."""
+    """Newlines, quotes, commas, leading spaces and non-ASCII text come back as they were.
+
+    So in every format and layout; fields that are not asked for are left out; comparisons of two
+    equal responses are dropped.
+    """
     compared = [
         dict(prompt='été, "quoted"\nTL;DR:', chosen=" yes, well", rejected=" no", note="x"),
         dict(prompt="b", chosen=" c", rejected=" c", note="y"),
@@ -341,8 +466,6 @@ def test_bad_files_are_named(tmp_path, case):
     with pytest.raises(ValueError) as error:
         data.read("comparisons", str(tmp_path / name))
     message = str(error.value)
-    assert (
-        message.startswith(f"--comparisons {tmp_path / name}")
-        and expected in message
-        and "\n" not in message
-    )
+    assert message.startswith(f"--comparisons {tmp_path / name}")
+    assert expected in message
+    assert "\n" not in message
