@@ -360,19 +360,24 @@ def test_open_the_built_in_task():
 
 
 def test_open_records(tmp_path, capsys):
-    """The hash is of the records and the vocabulary: the same twice, another with more records.
+    """The hash is of the records and the vocabulary: the same twice, another if either changes.
 
     A tokenizer is trained where none is given, and what is asked for stands in the task.
     """
     demos, compared = records(200)
     source = write(tmp_path / "c.jsonl", compared)
-    task, start, data_hash = data.open_task(options(comparisons=source))
-    assert "trained a byte-level BPE of" in capsys.readouterr().out
+    folder = str(tmp_path / "tokenizer")
+    policies.byte_tokenizer(["post asks"], 300).save_pretrained(folder)
+    task, start, data_hash = data.open_task(options(comparisons=source, tokenizer=folder))
     assert isinstance(task, data.Records)
     assert (task.max_prompt, task.max_response, start) == (64, 16, None)
-    assert data.open_task(options(comparisons=source))[2] == data_hash
-    both = options(comparisons=source, demos=write(tmp_path / "d.jsonl", demos))
-    task, _, other_hash = data.open_task(both)
+    assert data.open_task(options(comparisons=source, tokenizer=folder))[2] == data_hash
+    assert "trained" not in capsys.readouterr().out
+    assert data.open_task(options(comparisons=source))[2] != data_hash
+    assert "trained a byte-level BPE of" in capsys.readouterr().out
+    more = write(tmp_path / "d.jsonl", demos)
+    given = options(comparisons=source, tokenizer=folder, demos=more)
+    task, _, other_hash = data.open_task(given)
     assert other_hash != data_hash
     assert task.demonstrations[0]["completion"].startswith(" told")
 
