@@ -1,13 +1,14 @@
 """The pairwise preference model p(y > y' | x), and the Bradley-Terry reward beside it.
 
-A copy of the supervised GPT-2 reads prompt and response once. A small network looks at every response token (its hidden
-state, its embedding, the log-probability the model gave it, whether it occurs in the prompt and whether it is a
-repetition) and its results are summed to one vector a response. A second network compares two vectors in both orders:
-logit p = g(e, e') - g(e', e). So p(y > y') + p(y' > y) = 1 and p(y > y) = 1/2 by construction, and a cycle can be fitted,
-which a reward cannot. The cost is linear in the number of responses; a cross-encoder would read every pair.
+A copy of the supervised GPT-2 reads prompt and response once. A small network looks at every
+response token (its hidden state, its embedding, the log-probability the model gave it, whether it
+occurs in the prompt and whether it is a repetition) and its results are summed to one vector a
+response. A second network compares two vectors in both orders: logit p = g(e, e') - g(e', e). So
+p(y > y') + p(y' > y) = 1 and p(y > y) = 1/2 by construction, and a cycle can be fitted, which a
+reward cannot. The cost is linear in the number of responses; a cross-encoder would read every pair.
 The reward is the same model with logit p = r(y) - r(y'), r one number a vector.
 Left out: ties, rankings of more than two.
-Run: python preference_model.py    (rock, paper, scissors: the pairwise model fits the cycle, the reward cannot)
+Run: python preference_model.py    (rock, paper, scissors: only the pairwise model fits the cycle)
 
 Shapes: B pairs or responses, T response columns, F features a token, D width of the vectors.
 """
@@ -17,167 +18,277 @@ import json
 import os
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import policy as policies
+from data import Comparisons
 
 
 class PreferenceModel(nn.Module):
-    """preference(prompt, y, y_other) -> p(y > y_other | x), [B] in [0, 1], float32 or higher. body: a GPT2LMHeadModel, copied.
-    pairwise: False for the Bradley-Terry reward."""
+    """p(y > y' | x) of two responses to a prompt: preference(prompt, y, y_other).
+
+    body:
+        a GPT2LMHeadModel, the supervised policy. It is copied.
+    pairwise:
+        False for the Bradley-Terry reward.
+    """
 
     def __init__(self, body, pairwise=True):
         super().__init__()
-        self.body, self.pairwise = copy.deepcopy(body), pairwise
+        self.body = copy.deepcopy(body)
+        self.pairwise = pairwise
         width = body.config.n_embd
+        # Hidden state and embedding, and three numbers: see features.
         self.token = nn.Sequential(
             nn.Linear(2 * width + 3, width), nn.GELU(), nn.Linear(width, width)
         )
-        outputs = 2 * width if pairwise else width
+        inputs = 2 * width if pairwise else width
         self.compare = nn.Sequential(
-            nn.Linear(outputs, 2 * width), nn.GELU(), nn.Linear(2 * width, 1)
+            nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, 1)
         )
 
     def features(self, prompt, response):
-        """What the token network sees, [B, T, F]. Arguments as policy.log_prob."""
-        (prompt_ids, prompt_mask), (ids, mask) = prompt[:2], response[:2]
-        everything, first = torch.cat([prompt_mask, mask], 1), prompt_ids.shape[1]
+        """What the token network sees of each response token.
+
+        prompt:
+            Tokens [B, P], padded on the left.
+        response:
+            Tokens [B, T], padded on the right.
+
+        Returns [B, T, F], float32 or higher. Where the response's mask is False it means nothing.
+        """
+        mask = torch.cat([prompt.mask, response.mask], 1)
+        begin = prompt.ids.shape[1]
         states = self.body.transformer(
-            input_ids=torch.cat([prompt_ids, ids], 1),
-            attention_mask=everything.long(),
-            position_ids=policies.positions(everything),
+            input_ids=torch.cat([prompt.ids, response.ids], 1),
+            attention_mask=mask.long(),
+            position_ids=policies.positions(mask),
             use_cache=False,
         ).last_hidden_state
-        logits = policies.raise_precision(self.body.lm_head(states[:, first - 1 : -1]))
-        surprise = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(
-            *ids.shape, 1
-        )
-        # Whether a word stands in the post is the heart of a summary; a narrow model takes hours of votes to find it out.
-        in_prompt = ((ids[:, :, None] == prompt_ids[:, None]) & prompt_mask[:, None]).any(
-            2, keepdim=True
-        )
-        repeated = ((ids[:, :, None] == ids[:, None]) & mask[:, None]).tril(-1).any(2, keepdim=True)
-        tokens = self.body.transformer.wte(ids)
+        # A token's own state is in its column, its probability in the column before.
+        logits = policies.raise_precision(self.body.lm_head(states[:, begin - 1 : -1]))
+        surprise = F.cross_entropy(
+            logits.flatten(0, 1), response.ids.flatten(), reduction="none"
+        ).view(*response.ids.shape, 1)
+        # Whether a word stands in the post is the heart of a summary; a narrow model takes hours of
+        # votes to find it out. Pads are no words of the post, whatever their id: hence the masks.
+        ids = response.ids[:, :, None]
+        in_prompt = (ids == prompt.ids[:, None]) & prompt.mask[:, None]
+        repeated = (ids == response.ids[:, None]) & response.mask[:, None]
+        repeated = repeated.tril(-1)  # of an earlier token: each token equals itself
         return torch.cat(
-            [policies.raise_precision(states[:, first:]), tokens, surprise, in_prompt, repeated], 2
+            [
+                policies.raise_precision(states[:, begin:]),
+                self.body.transformer.wte(response.ids),
+                surprise,
+                in_prompt.any(2, keepdim=True),
+                repeated.any(2, keepdim=True),
+            ],
+            2,
         )
 
     def embed(self, features, mask):
-        """One vector a response, [B, D], from features [B, T, F] and the response's mask [B, T]. A sum over tokens, not a mean:
-        how much was said, and how many words it took, is what annotators compare."""
+        """One vector a response.
+
+        features:
+            [B, T, F], as features returns.
+        mask:
+            [B, T], the response's.
+
+        Returns [B, D]. A sum over tokens, not a mean: how much was said, and how many words it
+        took, is what annotators compare.
+        """
         return (self.token(features) * mask[..., None]).sum(1) / 2
 
-    def logit(self, vector, vector_other):
-        """log p(y > y') / p(y' > y) from two [B, D] vectors, [B]; for the reward r(y) - r(y')."""
-        if self.pairwise:
-            both = torch.cat([vector, vector_other], -1), torch.cat([vector_other, vector], -1)
-        else:
-            both = vector, vector_other
-        return (self.compare(both[0]) - self.compare(both[1])).squeeze(-1)
+    def compare_vectors(self, vector, vector_other):
+        """log p(y > y') / p(y' > y) of two responses read before; for the reward r(y) - r(y').
 
-    def gap(self, prompt, y, y_other):
-        """The logit of p(y > y_other | x), [B]: the reward gap r(y) - r(y_other) where pairwise is False."""
-        return self.logit(
-            *(self.embed(self.features(prompt, each), each[1]) for each in (y, y_other))
-        )
+        vector, vector_other:
+            [B, D], as embed returns.
+
+        Returns [B]. Exchanging the two changes its sign, to the bit.
+        """
+        if self.pairwise:
+            forth = torch.cat([vector, vector_other], -1)
+            back = torch.cat([vector_other, vector], -1)
+        else:
+            forth = vector
+            back = vector_other
+        return (self.compare(forth) - self.compare(back)).squeeze(-1)
+
+    def logit(self, prompt, y, y_other):
+        """The logit of p(y > y' | x): the reward gap r(y) - r(y') where pairwise is False.
+
+        prompt:
+            Tokens [B, P], padded on the left.
+        y, y_other:
+            Tokens [B, T] and [B, T'], padded on the right.
+
+        Returns [B], float32 or higher.
+        """
+        vector = self.embed(self.features(prompt, y), y.mask)
+        vector_other = self.embed(self.features(prompt, y_other), y_other.mask)
+        return self.compare_vectors(vector, vector_other)
 
     def forward(self, prompt, y, y_other):
-        return torch.sigmoid(self.gap(prompt, y, y_other))
+        """p(y > y' | x), [B] in [0, 1], float32 or higher. Arguments as logit."""
+        return torch.sigmoid(self.logit(prompt, y, y_other))
 
 
-def fit(model, comparisons, steps, lr, finetune, label):
-    """Trains on votes by the logistic loss -log p(winner > loser). Returns the model, frozen. comparisons(step): (prompt,
-    response, i, j, chance, generator): response i[k] was compared with j[k]; chance[k] is the probability of a vote for i[k], 1
-    or 0 for a recorded one, and a vote is drawn from it at every visit. finetune trains the body too; without, it stays the
-    supervised policy and the features of the batches are computed once."""
+def train_on_votes(model, comparisons, steps, lr, finetune, label):
+    """Trains on votes by the logistic loss -log p(winner > loser).
+
+    model:
+        a PreferenceModel, changed in place.
+    comparisons:
+        comparisons(step) returns data.Comparisons on the model's device. A vote is drawn from
+        their preference at every visit.
+    steps:
+        how many, from 0.
+    lr:
+        above 0, the peak learning rate of the two small networks.
+    finetune:
+        True trains the body too, at lr / 30. Without, it stays the supervised policy, and the
+        features of a batch that comes again are computed once.
+    label:
+        text for the progress bar.
+
+    Returns the model, frozen and in eval mode.
+    """
     heads = [*model.token.parameters(), *model.compare.parameters()]
-    groups = [dict(params=heads, lr=lr)] + (
-        [dict(params=model.body.parameters(), lr=lr / 30)] if finetune else []
-    )
+    groups = [dict(params=heads, lr=lr)]
+    if finetune:
+        groups.append(dict(params=model.body.parameters(), lr=lr / 30))
+    # Prompt ids -> features. A tensor is a key by its identity, and a key is kept alive: the id()
+    # of one that is gone may come again, with another batch's features.
     remembered = {}
 
-    def loss(step):
-        prompt, response, i, j, chance, rng = comparisons(step)
+    def features_of(prompt, response):
         if finetune:
-            features = model.features(prompt, response)
-        else:
-            if id(prompt) not in remembered:
-                with torch.no_grad():
-                    remembered[id(prompt)] = model.features(prompt, response)
-            features = remembered[id(prompt)]
-        vectors = model.embed(features, response[1])
-        vote = torch.bernoulli(chance.cpu(), generator=rng).to(chance.device)
-        # index_select, not vectors[i], whose gradient adds up in whatever order the threads come: other bits at every run.
-        return F.binary_cross_entropy_with_logits(
-            model.logit(vectors.index_select(0, i), vectors.index_select(0, j)), vote
-        )
+            return model.features(prompt, response)
+        if prompt.ids not in remembered:
+            with torch.no_grad():
+                remembered[prompt.ids] = model.features(prompt, response)
+        return remembered[prompt.ids]
 
-    # Not clipped: the rare votes against the majority have the large gradients, and cutting those makes p overconfident.
-    policies.fit(groups, loss, steps, label, max_norm=float("inf"))
+    def loss(step):
+        batch = comparisons(step)
+        return vote_loss(model, batch, features_of(batch.prompt, batch.response))
+
+    # Not clipped: the rare votes against the majority have the large gradients, and cutting those
+    # makes p overconfident.
+    policies.minimise(groups, loss, steps, label, max_norm=float("inf"))
     return model.eval().requires_grad_(False)
+
+
+def vote_loss(model, batch, features):
+    """Mean of -log p(winner > loser) over a batch's pairs, with a vote drawn on each.
+
+    model:
+        a PreferenceModel.
+    batch:
+        data.Comparisons of N pairs.
+    features:
+        [B, T, F], what the model's features returns of the batch's prompts and responses.
+
+    Returns a scalar, nats a pair, with gradient. The batch's generator moves on.
+    """
+    vectors = model.embed(features, batch.response.mask)
+    # index_select, not vectors[first], whose gradient adds up in whatever order the threads come:
+    # other bits at every run.
+    vector = vectors.index_select(0, batch.first)
+    vector_other = vectors.index_select(0, batch.second)
+    # On the CPU, so that every device draws the same votes.
+    vote = torch.bernoulli(batch.preference.cpu(), generator=batch.generator)
+    logit = model.compare_vectors(vector, vector_other)
+    return F.binary_cross_entropy_with_logits(logit, vote.to(batch.preference.device))
 
 
 @torch.no_grad()
 def accuracy(model, comparisons, batches):
-    """On held-out pairs: share of signs of p - 1/2 that are right, mean |p_hat - p|, and the length baselines. Pairs with p = 1/2
-    have no sign and are left out of the shares. Equal lengths count as half right for a baseline."""
+    """How well a model does on held-out pairs, and what their lengths alone would tell.
+
+    model:
+        a PreferenceModel.
+    comparisons:
+        comparisons(step) returns data.Comparisons on the model's device.
+    batches:
+        how many steps to ask for, from 0.
+
+    Returns a dict of accuracy, the share of signs of p - 1/2 that are right; error, the mean of
+    |p_hat - p|; shorter_wins and longer_wins, the shares that a rule by length would get right; and
+    pairs, their number. Pairs with p = 1/2 have no sign and are left out of the shares. Equal
+    lengths count as half right for a baseline.
+    """
     rows = []
     for step in range(batches):
-        prompt, response, i, j, chance, _ = comparisons(step)
-        vectors, length = (
-            model.embed(model.features(prompt, response), response[1]),
-            response[1].sum(1),
-        )
-        shorter = ((length[i] < length[j]).float() + (length[i] <= length[j]).float()) / 2
-        rows.append(
-            torch.stack([torch.sigmoid(model.logit(vectors[i], vectors[j])), chance, shorter])
-        )
-    guess, chance, shorter = torch.cat(rows, 1)
-    decided = chance != 0.5
-    short = torch.where(chance > 0.5, shorter, 1 - shorter)[decided].mean().item()
-    right = ((guess > 0.5) == (chance > 0.5))[decided].float().mean().item()
-    error = (guess - chance).abs().mean().item()
+        batch = comparisons(step)
+        first, second = batch.first, batch.second
+        vectors = model.embed(model.features(batch.prompt, batch.response), batch.response.mask)
+        guess = torch.sigmoid(model.compare_vectors(vectors[first], vectors[second]))
+        length = batch.response.lengths()
+        shorter = (length[first] < length[second]).float()
+        shorter_or_equal = (length[first] <= length[second]).float()
+        # 1 where the first is the shorter, 1/2 where they are equal, 0 where it is the longer.
+        rows.append(torch.stack([guess, batch.preference, (shorter + shorter_or_equal) / 2]))
+    guess, preference, shorter = torch.cat(rows, 1)
+    decided = preference != 0.5
+    right = (guess > 0.5) == (preference > 0.5)
+    shorter_wins = torch.where(preference > 0.5, shorter, 1 - shorter)[decided].mean().item()
     return dict(
-        accuracy=right, error=error, shorter_wins=short, longer_wins=1 - short, pairs=len(chance)
+        accuracy=right[decided].float().mean().item(),
+        error=(guess - preference).abs().mean().item(),
+        shorter_wins=shorter_wins,
+        longer_wins=1 - shorter_wins,
+        pairs=len(preference),
     )
 
 
 def save(model, folder):
-    """Writes config.json and model.safetensors to a folder."""
+    """Writes config.json and model.safetensors.
+
+    model:
+        a PreferenceModel.
+    folder:
+        made if there is none; what it holds under the two names is replaced.
+
+    Raises OSError where it cannot be written.
+    """
     os.makedirs(folder, exist_ok=True)
-    weights = {
-        name: value.contiguous()
-        for name, value in model.state_dict().items()
-        if name != "body.lm_head.weight"
-    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name != "body.lm_head.weight":  # tied to the embedding, which is there already
+            weights[name] = value.contiguous()
     save_file(weights, os.path.join(folder, "model.safetensors"))
+    config = dict(pairwise=model.pairwise, body=model.body.config.to_dict())
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(
-            dict(pairwise=model.pairwise, body=model.body.config.to_dict()),
-            file,
-            indent=1,
-            default=str,
-        )
+        json.dump(config, file, indent=1, default=str)
 
 
 def load(folder):
-    """The model that save wrote, frozen. Raises ValueError with what is wrong."""
+    """The PreferenceModel that save wrote, frozen and in eval mode, on the CPU.
+
+    folder:
+        holds config.json and model.safetensors.
+
+    Raises ValueError naming the folder, in one line, where a file is missing or damaged, or the
+    weights are not those of a preference model.
+    """
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
         model = PreferenceModel(GPT2LMHeadModel(GPT2Config(**config["body"])), config["pairwise"])
-        missing, unexpected = model.load_state_dict(
-            load_file(os.path.join(folder, "model.safetensors")), strict=False
-        )
+        weights = load_file(os.path.join(folder, "model.safetensors"))
+        missing, unexpected = model.load_state_dict(weights, strict=False)
         if unexpected or missing != ["body.lm_head.weight"]:
             raise KeyError(f"unexpected weights {unexpected or missing}")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{folder}: not a preference model's folder: {str(error).splitlines()[0]}"
+            f"{folder}: not a preference model's folder: {policies.first_line(error)}"
         ) from None
     model.body.tie_weights()
     return model.eval().requires_grad_(False)
@@ -187,30 +298,31 @@ def worked_example():
     """Fits rock, paper, scissors with both models and prints their p."""
     tokenizer = policies.word_tokenizer(["rock", "paper", "scissors", "?"])
     body = policies.build("tiny", tokenizer, 8, seed=0)
-    prompt, response = (
-        policies.pad([[4]] * 3, "left", 0),
-        policies.pad([[1, 0], [2, 0], [3, 0]], "right", 0),
+    cycle = Comparisons(
+        prompt=policies.pad([[4]] * 3, "left", 0),
+        response=policies.pad([[1, 0], [2, 0], [3, 0]], "right", 0),
+        first=torch.tensor([1, 2, 0]),
+        second=torch.tensor([0, 1, 2]),
+        preference=torch.full((3,), 0.9),
+        generator=torch.Generator().manual_seed(0),
     )
-    i, j, rng = torch.tensor([1, 2, 0]), torch.tensor([0, 1, 2]), torch.Generator().manual_seed(0)
+
+    def comparisons(step):
+        return cycle
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        models = PreferenceModel(body), PreferenceModel(body, pairwise=False)
-    for model, name in zip(models, ("pairwise", "Bradley-Terry"), strict=True):
-        fit(
-            model,
-            lambda step: (prompt, response, i, j, torch.full((3,), 0.9), rng),
-            600,
-            3e-4,
-            False,
-            name,
-        )
-        y, other = ((response[0][k], response[1][k]) for k in (i, j))
-        p = model((prompt[0], prompt[1]), y, other)
-        print(
-            f"{name}: p(paper > rock), p(scissors > paper), p(rock > scissors) =",
-            [round(v, 3) for v in p.tolist()],
-            " true 0.9 each",
-        )
+        models = {
+            "pairwise": PreferenceModel(body),
+            "Bradley-Terry": PreferenceModel(body, pairwise=False),
+        }
+    y = cycle.response.rows(cycle.first)
+    y_other = cycle.response.rows(cycle.second)
+    for name, model in models.items():
+        train_on_votes(model, comparisons, steps=600, lr=3e-4, finetune=False, label=name)
+        p = [round(value, 3) for value in model(cycle.prompt, y, y_other).tolist()]
+        pairs = "p(paper > rock), p(scissors > paper), p(rock > scissors)"
+        print(f"{name}: {pairs} = {p}  true 0.9 each")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The pairwise preference model and the Bradley-Terry reward: antisymmetry, cycles, and what must not move a preference."""
+"""The pairwise preference model and the Bradley-Terry reward.
+
+Antisymmetry, cycles, and what must not move a preference.
+"""
 
 import pytest
 import torch
@@ -6,27 +9,27 @@ from reference_sampler import END, gpt2
 
 import policy as policies
 import preference_model
+from data import Comparisons
+from policy import Tokens
 from preference_model import PreferenceModel
 
-PROMPTS, FIRST, SECOND = (
-    [[1, 2, 3, 4], [2], [4, 1]],
-    [[3, END], [1, 1, 2, 4], [END]],
-    [[2, 2, 4], [4, END], [1, 3, END]],
-)
+PROMPTS = [[1, 2, 3, 4], [2], [4, 1]]
+FIRST = [[3, END], [1, 1, 2, 4], [END]]
+SECOND = [[2, 2, 4], [4, END], [1, 3, END]]
 
 
 def build(pairwise=True, seed=0, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = PreferenceModel(gpt2(seed).to(dtype), pairwise).to(dtype).eval()
-        for value in (
-            value for name, value in model.named_parameters() if not name.startswith("body")
-        ):
-            value.data += 0.3 * torch.randn_like(value)  # far from a fresh model's p of nearly 1/2
+        for name, value in model.named_parameters():
+            if not name.startswith("body"):  # far from a fresh model's p of nearly 1/2
+                value.data += 0.3 * torch.randn_like(value)
     return model
 
 
 def batch(repeat=1):
+    """A prompt, y and y' for each row of PROMPTS, FIRST and SECOND."""
     return (
         policies.pad(PROMPTS * repeat, "left", END),
         policies.pad(FIRST * repeat, "right", END),
@@ -34,122 +37,169 @@ def batch(repeat=1):
     )
 
 
+def always(comparisons):
+    """A source that gives the same comparisons at every step."""
+
+    def source(step):
+        return comparisons
+
+    return source
+
+
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_antisymmetric_by_construction(pairwise):
-    """For random weights: the logit of (y, y') is minus that of (y', y) to the bit, p + p' = 1 to one rounding of float32,
-    and p(y, y) = 1/2 exactly. A position bias is therefore impossible; a model that reads pairs in one order fails."""
+    """For random weights: the logit of (y, y') is minus that of (y', y) to the bit.
+
+    p + p' = 1 to one rounding of float32, and p(y, y) = 1/2 exactly. A position bias is therefore
+    impossible; a model that reads pairs in one order fails.
+    """
     for seed in range(5):
-        model, (prompt, y, other) = build(pairwise, seed), batch()
+        model = build(pairwise, seed)
+        prompt, y, other = batch()
         with torch.no_grad():
-            gap, back = model.gap(prompt, y, other), model.gap(prompt, other, y)
-            assert torch.equal(gap, -back) and gap.abs().max() > 0.01, "a constant would pass"
-            p, q, same = model(prompt, y, other), model(prompt, other, y), model(prompt, y, y)
-        assert ((p + q) - 1).abs().max() <= 2**-23 and torch.equal(same, torch.full((3,), 0.5))
-        torch.testing.assert_close(p, torch.sigmoid(gap), rtol=0, atol=0)
+            logit = model.logit(prompt, y, other)
+            back = model.logit(prompt, other, y)
+            p = model(prompt, y, other)
+            q = model(prompt, other, y)
+            same = model(prompt, y, y)
+        assert torch.equal(logit, -back)
+        assert logit.abs().max() > 0.01, "a constant would pass"
+        assert ((p + q) - 1).abs().max() <= 2**-23
+        assert torch.equal(same, torch.full((3,), 0.5))
+        torch.testing.assert_close(p, torch.sigmoid(logit), rtol=0, atol=0)
 
 
 def test_the_reward_is_a_difference_and_the_pairwise_model_is_not():
-    """r(a) - r(b) + r(b) - r(c) + r(c) - r(a) = 0 round every triangle (1e-5, float32); the pairwise model's sum is not 0."""
+    """r(a) - r(b) + r(b) - r(c) + r(c) - r(a) = 0 round every triangle (1e-5, float32).
+
+    The pairwise model's sum is not 0.
+    """
     prompt = policies.pad([[1, 2]], "left", END)
-    answers = [policies.pad([row], "right", END) for row in FIRST]
+    a, b, c = (policies.pad([row], "right", END) for row in FIRST)
     for pairwise in (True, False):
         model = build(pairwise)
         with torch.no_grad():
-            around = (
-                sum(model.gap(prompt, answers[k], answers[(k + 1) % 3]) for k in range(3))
-                .abs()
-                .item()
-            )
-        assert around > 1e-2 if pairwise else around < 1e-5, around
+            around = model.logit(prompt, a, b) + model.logit(prompt, b, c)
+            around = (around + model.logit(prompt, c, a)).abs().item()
+        if pairwise:
+            assert around > 1e-2
+        else:
+            assert around < 1e-5
 
 
 def test_rock_paper_scissors():
-    """Trained on votes at 0.9 round the cycle, in random order: the pairwise model ends within 0.1 of 0.9 on all three (votes of
-    300 steps are that noisy), Bradley-Terry has no reward for a cycle: the mean of its three p is 1/2 within 0.05, since the
-    logits sum to 0, and it misses each by more than 0.25."""
+    """Trained on votes at 0.9 round the cycle, in random order: only the pairwise model fits them.
+
+    It ends within 0.1 of 0.9 on all three (votes of 300 steps are that noisy). Bradley-Terry has no
+    reward for a cycle: the mean of its three p is 1/2 within 0.05, since the logits sum to 0, and
+    it misses each by more than 0.25.
+    """
     words = policies.word_tokenizer(["rock", "paper", "scissors", "?"])
     body = policies.build("tiny", words, 8, seed=0)
-    prompt, response = (
-        policies.pad([[4]] * 3, "left", END),
-        policies.pad([[1, END], [2, END], [3, END]], "right", END),
-    )
-    winner, loser = torch.tensor([1, 2, 0]), torch.tensor([0, 1, 2])
+    prompt = policies.pad([[4]] * 3, "left", END)
+    response = policies.pad([[1, END], [2, END], [3, END]], "right", END)
+    winner = torch.tensor([1, 2, 0])
+    loser = torch.tensor([0, 1, 2])
     for pairwise in (True, False):
         rng = torch.Generator().manual_seed(1)
 
         def comparisons(step, rng=rng):
             flip = torch.rand(3, generator=rng) < 0.5  # who stands first says nothing
-            chance = torch.where(flip, 0.1, 0.9)
-            return (
-                prompt,
-                response,
-                torch.where(flip, loser, winner),
-                torch.where(flip, winner, loser),
-                chance,
-                rng,
+            return Comparisons(
+                prompt=prompt,
+                response=response,
+                first=torch.where(flip, loser, winner),
+                second=torch.where(flip, winner, loser),
+                preference=torch.where(flip, 0.1, 0.9),
+                generator=rng,
             )
 
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = PreferenceModel(body, pairwise)
-        preference_model.fit(model, comparisons, 250, 1e-3, False, "cycle")
-        p = model(prompt, *((response[0][k], response[1][k]) for k in (winner, loser)))
+        preference_model.train_on_votes(model, comparisons, 250, 1e-3, False, "cycle")
+        p = model(prompt, response.rows(winner), response.rows(loser))
         if pairwise:
             assert (p - 0.9).abs().max() < 0.1, p
         else:
-            assert abs(p.mean().item() - 0.5) < 0.05 and (p < 0.65).all(), p
+            assert abs(p.mean().item() - 0.5) < 0.05, p
+            assert (p < 0.65).all(), p
 
 
-def test_learns_a_plain_order():
-    """Recorded winners (chance 1): both models put the better first with p > 0.9 after 60 steps, with the body trained too
-    (finetune) or kept."""
-    prompt, response = (
-        policies.pad([[4]] * 2, "left", END),
-        policies.pad([[1, END], [2, END]], "right", END),
+@pytest.mark.parametrize("finetune", [True, False])
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_learns_a_plain_order(pairwise, finetune):
+    """Recorded winners (preference 1): both models put the better first with p > 0.9 in 60 steps.
+
+    With the body trained too (finetune) or kept.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = policies.build("tiny", policies.word_tokenizer(list("abcd")), 8, 0)
+        model = PreferenceModel(body, pairwise)
+    before = model.body.transformer.wte.weight.clone()
+    recorded = Comparisons(
+        prompt=policies.pad([[4]] * 2, "left", END),
+        response=policies.pad([[1, END], [2, END]], "right", END),
+        first=torch.tensor([1]),
+        second=torch.tensor([0]),
+        preference=torch.ones(1),
+        generator=torch.Generator().manual_seed(0),
     )
-    chance = torch.ones(1)
-    for pairwise in (True, False):
-        for finetune in (True, False):
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                model = PreferenceModel(
-                    policies.build("tiny", policies.word_tokenizer(list("abcd")), 8, 0), pairwise
-                )
-            body = model.body.transformer.wte.weight.clone()
-            rng = torch.Generator().manual_seed(0)
-            pair = (torch.tensor([1]), torch.tensor([0]), chance, rng)
-            preference_model.fit(
-                model,
-                lambda step, pair=pair: (prompt, response, *pair),
-                60,
-                1e-3,
-                finetune,
-                "order",
-            )
-            assert (
-                model(
-                    tuple(part[:1] for part in prompt),
-                    *(tuple(part[k : k + 1] for part in response) for k in (1, 0)),
-                ).item()
-                > 0.9
-            )
-            assert torch.equal(body, model.body.transformer.wte.weight) != finetune
+    preference_model.train_on_votes(model, always(recorded), 60, 1e-3, finetune, "order")
+    prompt = recorded.prompt.rows(slice(1))
+    better = recorded.response.rows(recorded.first)
+    worse = recorded.response.rows(recorded.second)
+    assert model(prompt, better, worse).item() > 0.9
+    assert torch.equal(before, model.body.transformer.wte.weight) != finetune
+
+
+def test_features_are_remembered_of_the_right_batch(monkeypatch):
+    """Without finetune a batch's features are computed once, even if its Tokens are made anew.
+
+    A batch that is gone may leave its place in memory to another, which must not take its features.
+    """
+    responses = policies.pad([*FIRST, *SECOND], "right", END)
+    pairs = torch.arange(3), torch.arange(3, 6), torch.full((3,), 0.7)
+    rng = torch.Generator().manual_seed(0)
+    kept = [policies.pad(PROMPTS * 2, "left", END), policies.pad(PROMPTS[::-1] * 2, "left", END)]
+
+    def pool(step):  # two batches that come again, moved to where they are already
+        return Comparisons(kept[step % 2], responses, *pairs, rng).to("cpu")
+
+    def fresh(step):  # a batch of its own at every step
+        prompt = policies.pad([[1 + step % 4], [2], [3]] * 2, "left", END)
+        return Comparisons(prompt, responses, *pairs, rng)
+
+    for comparisons, times in ((pool, 2), (fresh, 6)):
+        model = build()
+        features = model.features
+        computed = []
+
+        def count(prompt, response, features=features, computed=computed):
+            computed.append(prompt.lists())
+            return features(prompt, response)
+
+        monkeypatch.setattr(model, "features", count)
+        preference_model.train_on_votes(model, comparisons, 6, 1e-3, False, "votes")
+        assert len(computed) == times, comparisons.__name__
 
 
 def test_frozen_and_in_eval_after_training_and_loading(tmp_path):
-    """No parameter of a fitted or loaded model wants a gradient, none is in train mode, and p carries none."""
+    """No parameter of a fitted or loaded model wants a gradient, and none is in train mode.
+
+    Nor does p carry a gradient.
+    """
     prompt, y, other = batch()
-    responses = policies.pad([*FIRST, *SECOND], "right", END)
-    six = tuple(part.repeat(2, 1) for part in prompt)
-    pairs = (
-        torch.arange(3),
-        torch.arange(3, 6),
-        torch.full((3,), 0.7),
-        torch.Generator().manual_seed(0),
+    votes = Comparisons(
+        prompt=prompt.repeat(2),
+        response=policies.pad([*FIRST, *SECOND], "right", END),
+        first=torch.arange(3),
+        second=torch.arange(3, 6),
+        preference=torch.full((3,), 0.7),
+        generator=torch.Generator().manual_seed(0),
     )
-    fitted = preference_model.fit(
-        build().train(), lambda step: (six, responses, *pairs), 2, 1e-3, True, "fit"
-    )
+    fitted = preference_model.train_on_votes(build().train(), always(votes), 2, 1e-3, True, "votes")
     preference_model.save(fitted, tmp_path / "p")
     for model in (fitted, preference_model.load(tmp_path / "p")):
         assert not any(module.training for module in model.modules())
@@ -159,38 +209,41 @@ def test_frozen_and_in_eval_after_training_and_loading(tmp_path):
 
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_save_and_load(tmp_path, pairwise):
-    """The loaded model has the same weights to the bit and the same preferences (1e-6: float32 kernels may choose another order of
-    summation for another address), from config.json and safetensors alone."""
-    model, arguments = build(pairwise), batch()
+    """The loaded model has the same weights to the bit, from config.json and safetensors alone.
+
+    And the same preferences (1e-6: float32 kernels may choose another order of summation for
+    another address).
+    """
+    model = build(pairwise)
+    arguments = batch()
     preference_model.save(model, tmp_path / "kept")
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-    }
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
     loaded = preference_model.load(tmp_path / "kept")
     with torch.no_grad():
         torch.testing.assert_close(loaded(*arguments), model(*arguments), rtol=0, atol=1e-6)
     assert loaded.pairwise is pairwise
-    assert all(
-        torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items()
-    )
-    assert loaded.body.lm_head.weight is loaded.body.transformer.wte.weight, (
-        "the head is tied to the embedding"
-    )
+    weights = loaded.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    body = loaded.body
+    assert body.lm_head.weight is body.transformer.wte.weight, "the head is tied to the embedding"
 
 
 def test_loading_says_what_is_wrong(tmp_path):
-    """No folder, no weights, weights of something else: ValueError that names the folder, in one line."""
-    model = build()
-    for name in ("nowhere", "no_weights", "other"):
-        if name != "nowhere":
-            preference_model.save(model, tmp_path / name)
-    (tmp_path / "no_weights" / "model.safetensors").unlink()
+    """No folder, no weights, damaged ones or those of something else: ValueError in one line.
+
+    It names the folder.
+    """
+    weights = {}
+    for name in ("no_weights", "damaged", "other"):
+        preference_model.save(build(), tmp_path / name)
+        weights[name] = tmp_path / name / "model.safetensors"
     preference_model.save(build(False), tmp_path / "reward")
-    (tmp_path / "other" / "model.safetensors").write_bytes(
-        (tmp_path / "reward" / "model.safetensors").read_bytes()
-    )
-    for name in ("nowhere", "no_weights", "other"):
+    weights["no_weights"].unlink()
+    weights["damaged"].write_bytes(weights["damaged"].read_bytes()[:100])
+    weights["other"].write_bytes((tmp_path / "reward" / "model.safetensors").read_bytes())
+    for name in ("nowhere", *weights):
         with pytest.raises(ValueError, match=name) as error:
             preference_model.load(tmp_path / name)
         assert "\n" not in str(error.value)
@@ -198,48 +251,61 @@ def test_loading_says_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_batch_and_padding_change_nothing(pairwise):
-    """In float64, to 1e-10: every pair of a batch alone and unpadded, pads of another id, ten more pad columns on both sides,
-    and junk behind the mask give the same logits."""
-    model, (prompt, y, other) = build(pairwise, dtype=torch.float64), batch(4)
+    """In float64, to 1e-10: other pads and other rows beside it give a pair the same logit.
+
+    Every pair of a batch alone and unpadded, pads of another id, ten more pad columns on both
+    sides, and junk behind the mask.
+    """
+    model = build(pairwise, dtype=torch.float64)
+    prompt, y, other = batch(4)
     with torch.no_grad():
-        whole = model.gap(prompt, y, other)
+        whole = model.logit(prompt, y, other)
         assert whole.dtype == torch.float64
         for row in range(3):
-            alone = [
-                policies.pad([tokens[row]], side, END)
-                for tokens, side in ((PROMPTS, "left"), (FIRST, "right"), (SECOND, "right"))
-            ]
-            torch.testing.assert_close(model.gap(*alone), whole[row : row + 1], rtol=0, atol=1e-10)
-        for fill in (0, 3):
-            wide = torch.full((12, 10), fill)
-            longer = (
-                torch.cat([wide, prompt[0].masked_fill(~prompt[1], fill)], 1),
-                torch.cat([wide > 9, prompt[1]], 1),
+            alone = model.logit(
+                policies.pad([PROMPTS[row]], "left", END),
+                policies.pad([FIRST[row]], "right", END),
+                policies.pad([SECOND[row]], "right", END),
             )
-            sides = [
-                (torch.cat([ids.masked_fill(~mask, fill), wide], 1), torch.cat([mask, wide > 9], 1))
-                for ids, mask in (y, other)
-            ]
-            torch.testing.assert_close(model.gap(longer, *sides), whole, rtol=0, atol=1e-10)
+            torch.testing.assert_close(alone, whole[row : row + 1], rtol=0, atol=1e-10)
+        for fill in (0, 3):
+            longer = model.logit(
+                widen(prompt, "left", fill), widen(y, "right", fill), widen(other, "right", fill)
+            )
+            torch.testing.assert_close(longer, whole, rtol=0, atol=1e-10)
+
+
+def widen(tokens, side, fill):
+    """The same rows with ten more columns of padding, every pad of them the id fill."""
+    ids = tokens.ids.masked_fill(~tokens.mask, fill)
+    pads = torch.full((len(ids), 10), fill)
+    never = torch.zeros_like(pads, dtype=torch.bool)
+    if side == "left":
+        return Tokens(torch.cat([pads, ids], 1), torch.cat([never, tokens.mask], 1))
+    return Tokens(torch.cat([ids, pads], 1), torch.cat([tokens.mask, never], 1))
 
 
 def test_accuracy_by_hand(monkeypatch):
-    """Four held-out pairs with true p 0.9, 0.2, 0.5, 0.8 and guesses 0.6, 0.4, 0.9, 0.3: three have a sign and two of them are
-    right; mean |p_hat - p| = (0.3 + 0.2 + 0.4 + 0.5)/4; lengths 1:2, 1:2, 1:2, 2:2: the shorter wins 1, 0 and (equal) 1/2 of the
-    three with a sign. 1e-6: float32."""
+    """Four held-out pairs with true p 0.9, 0.2, 0.5, 0.8 and guesses 0.6, 0.4, 0.9, 0.3.
+
+    Three have a sign and two of them are right; mean |p_hat - p| = (0.3 + 0.2 + 0.4 + 0.5)/4;
+    lengths 1:2, 1:2, 1:2, 2:2: the shorter wins 1, 0 and (equal) 1/2 of the three with a sign.
+    1e-6: float32.
+    """
     model = build()
-    ids = torch.ones(8, 2, dtype=torch.long)
-    mask = torch.tensor([[True, False]] * 3 + [[True, True]] * 5)
     guesses = torch.logit(torch.tensor([0.6, 0.4, 0.9, 0.3]))
-    monkeypatch.setattr(model, "logit", lambda vector, vector_other: guesses)
-    prompt = torch.ones(8, 1, dtype=torch.long), torch.ones(8, 1, dtype=torch.bool)
-    chance = torch.tensor([0.9, 0.2, 0.5, 0.8])
-    held_out = (prompt, (ids, mask), torch.arange(4), torch.arange(4, 8), chance, None)
-    numbers = preference_model.accuracy(model, lambda step: held_out, 1)
-    assert numbers["accuracy"] == pytest.approx(2 / 3, abs=1e-6) and numbers[
-        "error"
-    ] == pytest.approx(0.35, abs=1e-6)
-    assert numbers["shorter_wins"] == pytest.approx(0.5, abs=1e-6) and numbers[
-        "longer_wins"
-    ] == pytest.approx(0.5, abs=1e-6)
+    monkeypatch.setattr(model, "compare_vectors", lambda vector, vector_other: guesses)
+    held_out = Comparisons(
+        prompt=policies.pad([[1]] * 8, "left", END),
+        response=policies.pad([[1]] * 3 + [[1, 1]] * 5, "right", 1),
+        first=torch.arange(4),
+        second=torch.arange(4, 8),
+        preference=torch.tensor([0.9, 0.2, 0.5, 0.8]),
+        generator=None,
+    )
+    numbers = preference_model.accuracy(model, always(held_out), 1)
+    assert numbers["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
+    assert numbers["error"] == pytest.approx(0.35, abs=1e-6)
+    assert numbers["shorter_wins"] == pytest.approx(0.5, abs=1e-6)
+    assert numbers["longer_wins"] == pytest.approx(0.5, abs=1e-6)
     assert numbers["pairs"] == 4
