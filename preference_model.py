@@ -256,7 +256,7 @@ def save(model, folder):
     folder:
         made if there is none; what it holds under the two names is replaced.
 
-    Raises OSError where it cannot be written.
+    Raises OSError or safetensors' SafetensorError where they cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
     weights = {}
