@@ -1,7 +1,8 @@
-"""DPO with soft labels: the logistic loss on tau h (Rafailov et al. 2023, 2305.18290; a baseline here).
+"""DPO with soft labels: the logistic loss on tau h (Rafailov et al. 2023, 2305.18290; a baseline).
 
-Online, both responses are drawn from the policy, as for IPO. tau multiplies h here, where IPO's divides the
-target. Unlike online IPO, online DPO does not stop at the regularised Nash equilibrium (App. F; claims.py).
+Online, both responses are drawn from the policy, as for IPO. tau multiplies h here, where IPO's
+divides the target. Unlike online IPO, online DPO does not stop at the regularised Nash equilibrium:
+`python claims.py` shows App. F on random games.
 Left out: label smoothing and every later variant.
 Run: python dpo.py    (loss and slope at a few h)
 """
@@ -34,30 +35,32 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
 
 
 def gradient_scale(tau):
-    """At h = 0 the expected gradient is -2 tau times the self-play direction; elsewhere it bends away from it."""
+    """At h = 0 the expected gradient is -2 tau times the self-play direction.
+
+    Elsewhere it bends away from it: sigmoid(tau h) is not 1/2 + tau h.
+    """
     return 2 * tau
 
 
 def target_gap(preference, tau):
-    """The h at which a pair's loss has no slope, nats: logit(p)/tau, [B], infinite for a certain preference."""
+    """The h at which a pair's loss has no slope, nats: logit(p)/tau, [B], infinite at p = 0, 1."""
     return torch.logit(preference) / tau
 
 
 def worked_example():
-    """Prints loss and slope over h at p = 0.7, tau = 0.1; the slope is zero where sigmoid(tau h) = p."""
-    zero, tau, p = torch.zeros((), dtype=torch.float64), 0.1, 0.7
-    print(
-        "p(y > y') = 0.7, tau = 0.1. The slope is -tau (p - sigmoid(tau h)): zero at h = logit(0.7)/0.1 = 8.473"
-    )
+    """Prints loss and slope over h at p = 0.7, tau = 0.1: no slope where sigmoid(tau h) = p."""
+    zero = torch.zeros((), dtype=torch.float64)
+    tau = 0.1
+    p = 0.7
+    print("p(y > y') = 0.7, tau = 0.1. The slope is -tau (p - sigmoid(tau h)): ", end="")
+    print("zero at h = logit(0.7)/0.1 = 8.473")
     for gap in (-10.0, 0.0, 8.472979, 20.0):
         h = torch.tensor(gap, dtype=torch.float64, requires_grad=True)
         value = loss(h, zero, zero, zero, p, tau)
-        print(
-            f"  h = {gap:8.3f}   loss {value.item():.6f}   slope {torch.autograd.grad(value, h)[0].item():+.6f}"
-        )
-    print(
-        "IPO stops at h = (p - 1/2)/tau = 2: a bounded target, even at p = 1, where DPO's is infinite."
-    )
+        slope = torch.autograd.grad(value, h)[0].item()
+        print(f"  h = {gap:8.3f}   loss {value.item():.6f}   slope {slope:+.6f}")
+    print("IPO stops at h = (p - 1/2)/tau = 2: a bounded target, ", end="")
+    print("even at p = 1, where DPO's is infinite.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""IPO-MD: the IPO loss on pairs drawn from the mixture of policy and reference (2403.08635, section 5).
+"""IPO-MD: the IPO loss on pairs drawn from the mixture of policy and reference (2403.08635, sec 5).
 
-The whole difference to ipo.py is PAIR: both responses come from pi^(1-beta) pi_ref^beta, normalised token
-by token (sampler.py), and no gradient flows through the sampling. beta = 0 is online IPO, bit for bit;
-beta = 1 is offline IPO on data drawn from the reference.
+The whole difference to ipo.py is PAIR: both responses come from pi^(1-beta) pi_ref^beta, normalised
+token by token (sampler.py), and no gradient flows through the sampling. beta = 0 is online IPO, bit
+for bit; beta = 1 is offline IPO on data drawn from the reference.
 Left out: the sequence-level mixture of the theory, which no language model can sample directly
 (bandit.py has it).
 Run: python ipo_md.py    (the mixture and the two limits on three responses)
@@ -38,13 +38,10 @@ def worked_example():
     log_ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     print("pi = (0.8, 0.1, 0.1), pi_ref = (0.2, 0.3, 0.5)")
     for beta in (0.0, 0.125, 0.5, 1.0):
-        print(
-            f"  mixture, beta = {beta:<6}",
-            [round(p, 4) for p in mixture(log_pi, log_ref, beta).exp().tolist()],
-        )
-    print(
-        "beta = 0.5 by hand: sqrt(0.8*0.2), sqrt(0.1*0.3), sqrt(0.1*0.5) = 0.4, 0.1732, 0.2236; divide by 0.7968."
-    )
+        law = mixture(log_pi, log_ref, beta).exp()
+        print(f"  mixture, beta = {beta:<6}", law.round(decimals=4).tolist())
+    print("beta = 0.5 by hand: sqrt(0.8*0.2), sqrt(0.1*0.3), sqrt(0.1*0.5) ", end="")
+    print("= 0.4, 0.1732, 0.2236; divide by 0.7968.")
     print("The arithmetic mean, (0.5, 0.2, 0.3), is another distribution: the usual mistake.")
 
 

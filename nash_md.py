@@ -1,9 +1,9 @@
-"""Nash-MD-PG: a policy gradient against the mixture of policy and reference (NLHF, 2312.00886, section 7).
+"""Nash-MD-PG: a policy gradient against policy and reference mixed (NLHF, 2312.00886, section 7).
 
-y is drawn from the policy and learned from; y' is drawn from the mixture and only plays against it. The KL
-term is part of the score-function gradient, through the log-ratio of the *whole* response: weighting each
-token's score by its own log-ratio alone is another gradient, and stops at another policy. beta = 0 is
-self-play.
+y is drawn from the policy and learned from; y' is drawn from the mixture and only plays against it.
+The KL term is part of the score-function gradient, through the log-ratio of the *whole* response:
+weighting each token's score by its own log-ratio alone is another gradient, and stops at another
+policy. beta = 0 is self-play.
 Left out: variance reduction beyond the baseline 1/2.
 Run: python nash_md.py    (one sample's gradient by hand, and the expectation over all pairs)
 """
@@ -53,34 +53,31 @@ def target_gap(preference, tau):
 
 
 def worked_example():
-    """Prints one sample's advantage, and the expected gradient with and without a mixture opponent."""
+    """Prints one sample's advantage, and the expected gradient with and without a mixture."""
     logits = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64, requires_grad=True)
     log_ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     wins = torch.tensor([[0.5, 0.9, 0.2], [0.1, 0.5, 0.8], [0.8, 0.2, 0.5]], dtype=torch.float64)
-    log_pi, tau = torch.log_softmax(logits, 0), 0.1
-    print(
-        "pi = softmax(0.5, 0, -0.5) =",
-        [round(p, 4) for p in log_pi.exp().tolist()],
-        " pi_ref = (0.2, 0.3, 0.5), tau = 0.1",
-    )
+    log_pi = torch.log_softmax(logits, 0)
+    tau = 0.1
+    pi = log_pi.exp()
+    log_ratio = (log_pi[0] - log_ref[0]).item()
+    advantage = 0.4 - tau * log_ratio
+
+    print("pi = softmax(0.5, 0, -0.5) =", pi.round(decimals=4).tolist(), end="  ")
+    print("pi_ref = (0.2, 0.3, 0.5), tau = 0.1")
     print("y = 1st, y' = 2nd, p(y > y') = 0.9:")
-    print(
-        f"  log pi(y)/pi_ref(y) = log({log_pi[0].exp().item():.4f}/0.2) = {(log_pi[0] - log_ref[0]).item():.4f}"
-    )
-    advantage = 0.4 - tau * (log_pi[0] - log_ref[0]).item()
-    print(
-        f"  advantage = 0.9 - 0.5 - 0.1 * {(log_pi[0] - log_ref[0]).item():.4f} = {advantage:.4f}; the step is its multiple of grad log pi(y)"
-    )
+    print(f"  log pi(y)/pi_ref(y) = log({pi[0].item():.4f}/0.2) = {log_ratio:.4f}")
+    print(f"  advantage = 0.9 - 0.5 - 0.1 * {log_ratio:.4f} = {advantage:.4f}; ", end="")
+    print("the step is its multiple of grad log pi(y)")
+    # [3, 3]: row y, column y'. The opponent enters through the label alone.
     pairs = loss(log_pi[:, None], None, log_ref[:, None], None, wins, tau)
     for beta in (0.0, 0.5):
-        weight = (
-            (log_pi[:, None] + mixture(log_pi, log_ref, beta)[None]).exp().detach()
-        )  # detached: sampling has no gradient
+        log_opponent = mixture(log_pi, log_ref, beta)
+        # Detached: sampling has no gradient.
+        weight = (log_pi[:, None] + log_opponent[None]).exp().detach()
         gradient = torch.autograd.grad((weight * pairs).sum(), logits, retain_graph=True)[0]
-        print(
-            f"expected gradient over all pairs, beta = {beta}: ",
-            [round(g, 5) for g in gradient.tolist()],
-        )
+        print(f"expected gradient over all pairs, beta = {beta}: ", end=" ")
+        print(gradient.round(decimals=5).tolist())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """RL against a Bradley-Terry reward: the RLHF baseline, leave-one-out (RLOO, arXiv 2402.14740).
 
-Two responses of a prompt are drawn from the policy; each one's return r - tau log pi/pi_ref is measured
-against the other's, which does not depend on it. Written for the pair this is IPO's gradient with the reward
-gap r(y) - r(y') in the place of p - 1/2 (ipo.py):
+Two responses of a prompt are drawn from the policy; each one's return r - tau log pi/pi_ref is
+measured against the other's, which does not depend on it. Written for the pair this is IPO's
+gradient with the reward gap r(y) - r(y') in the place of p - 1/2 (ipo.py):
     -(1/2) (r(y) - r(y') - tau h) (grad log pi(y) - grad log pi(y')).
-Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and names no
-baseline.
+Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and
+names no baseline.
 Run: python rl.py    (both returns and advantages of one pair)
 """
 
@@ -21,7 +21,9 @@ CONTRASTIVE = False
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau):
-    """Score-function loss with the other response's return as baseline, mean of the two, one value a pair.
+    """Score-function loss, one value a pair: the mean of the two responses' terms.
+
+    Each one's baseline is the other's return.
 
     logp, logp_other:
         [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
@@ -41,7 +43,7 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau):
 
 
 def gradient_scale(tau):
-    """The gradient is minus the RLHF direction itself."""
+    """1: the gradient is minus the RLHF direction itself."""
     return 1.0
 
 
@@ -52,23 +54,21 @@ def target_gap(reward_gap, tau):
 
 def worked_example():
     """Prints the returns and advantages of one pair."""
-    tau, reward, reward_other = 0.1, 1.2, 0.4
-    logp, logp_other = (
-        torch.tensor(-3.0, requires_grad=True),
-        torch.tensor(-2.0, requires_grad=True),
-    )
-    ref_logp, ref_logp_other = torch.tensor(-4.0), torch.tensor(-2.5)
-    value = loss(
-        logp, logp_other, ref_logp, ref_logp_other, torch.tensor(reward - reward_other), tau
-    )
-    slopes = torch.autograd.grad(value, (logp, logp_other))
+    tau = 0.1
+    reward = 1.2
+    reward_other = 0.4
+    logp = torch.tensor(-3.0, requires_grad=True)
+    logp_other = torch.tensor(-2.0, requires_grad=True)
+    ref_logp = torch.tensor(-4.0)
+    ref_logp_other = torch.tensor(-2.5)
+    reward_gap = torch.tensor(reward - reward_other)
+    value = loss(logp, logp_other, ref_logp, ref_logp_other, reward_gap, tau)
+    slope, slope_other = torch.autograd.grad(value, (logp, logp_other))
     print("r = 1.2 and 0.4, log pi = -3 and -2, log pi_ref = -4 and -2.5, tau = 0.1")
-    print(
-        "returns r - tau (log pi - log pi_ref): 1.2 - 0.1 = 1.1 and 0.4 - 0.05 = 0.35; advantages +0.75 and -0.75"
-    )
-    print(
-        f"d loss / d log pi: {slopes[0].item():+.4f} and {slopes[1].item():+.4f}  (minus the advantage over two samples)"
-    )
+    print("returns r - tau (log pi - log pi_ref): 1.2 - 0.1 = 1.1 and 0.4 - 0.05 = 0.35; ", end="")
+    print("advantages +0.75 and -0.75")
+    print(f"d loss / d log pi: {slope.item():+.4f} and {slope_other.item():+.4f}  ", end="")
+    print("(minus the advantage over two samples)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""SLiC with soft labels: the hinge on tau h (SLiC-HF in its reference-normalised form, 2309.06657, eq 10).
+"""SLiC with soft labels: the hinge on tau h (SLiC-HF, reference-normalised, 2309.06657, eq 10).
 
-Online, both responses are drawn from the policy, as for IPO. Left out: the first SLiC's likelihood term.
+Online, both responses are drawn from the policy, as for IPO.
+Left out: the first SLiC's likelihood term.
 Run: python slic.py    (loss and slope on both sides of the kink)
 """
 
@@ -12,7 +13,9 @@ TAU = 0.1  # the default: for summed log-probabilities, by a sweep on the built-
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, margin=1.0):
-    """Soft-label SLiC loss p max(0, m - tau h) + (1 - p) max(0, m + tau h), m the margin, one value a pair.
+    """Soft-label SLiC loss, one value a pair: the two orders' hinges, weighted by p.
+
+    p max(0, m - tau h) + (1 - p) max(0, m + tau h), with h the pair's log-ratio gap, m the margin.
 
     logp, logp_other:
         [B] log pi(y | x) and log pi(y' | x), nats, with gradient.
@@ -25,28 +28,37 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, margin=
     margin:
         above 0: the kink is at h = margin/tau. 1 in the source.
 
-    Returns [B], unreduced. At h = 0 it is the margin for every p. The slope in h is -tau (2p - 1) while
-    |h| < margin/tau and tau (1 - p) beyond h = margin/tau: only a hard label (p = 1) has no gradient there.
+    Returns [B], unreduced. At h = 0 it is the margin for every p. The slope in h is -tau (2p - 1)
+    while |h| < margin/tau and tau (1 - p) beyond h = margin/tau: only a hard label (p = 1) has no
+    gradient there.
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
-    return preference * torch.relu(margin - tau * h) + (1 - preference) * torch.relu(
-        margin + tau * h
-    )
+    hinge = torch.relu(margin - tau * h)
+    hinge_other = torch.relu(margin + tau * h)  # of the pair in the other order: h changes sign
+    return preference * hinge + (1 - preference) * hinge_other
 
 
 def gradient_scale(tau):
-    """Before the kink the slope in h is tau (2p - 1): at h = 0, 2 tau times the self-play direction."""
+    """At h = 0 the expected gradient is -2 tau times the self-play direction.
+
+    The slope in h is -tau (2p - 1) there, as it is everywhere between the kinks.
+    """
     return 2 * tau
 
 
 def target_gap(preference, tau):
-    """The h at which a pair's loss is smallest, nats: the kink on the winner's side, 1/tau, [B]."""
+    """The h at which a pair's loss is smallest, nats: the kink on the winner's side, [B].
+
+    +1/tau for p above 1/2 and -1/tau below, at the margin 1; 0 for p = 1/2, where the loss is flat
+    between the kinks.
+    """
     return (preference - 0.5).sign() / tau
 
 
 def worked_example():
     """Prints loss and slope on both sides of the kink at h = 1/tau, for a soft and a hard label."""
-    zero, tau = torch.zeros((), dtype=torch.float64), 0.1
+    zero = torch.zeros((), dtype=torch.float64)
+    tau = 0.1
     print("tau = 0.1: the kink is at h = 1/tau = 10")
     for p in (0.7, 1.0):
         for gap in (0.0, 9.0, 11.0):
