@@ -1,11 +1,14 @@
-"""Sampling from the policy, the reference or their per-token geometric mixture, with a key-value cache for each model.
+"""Sampling from the policy, the reference or their per-token geometric mixture, each with a cache.
 
-The mixture's law (arXiv 2403.08635, section 5.1): log q(. | x, y_<n) = (1-beta) log pi(. | x, y_<n) + beta log pi_ref(. |
-x, y_<n) + C, one token at a time. Temperature 1 and the full vocabulary: what the losses assume is what is drawn.
+The mixture's law (arXiv 2403.08635, section 5.1), one token at a time, C a constant of the prefix:
+    log q(. | x, y_<n) = (1-beta) log pi(. | x, y_<n) + beta log pi_ref(. | x, y_<n) + C.
+Temperature 1 and the full vocabulary: what the losses assume is what is drawn. How far this law is
+from the theory's mixture of whole responses: `python enumerated.py`, every response counted.
 Left out: temperature, top-k, top-p, beam search; architectures other than GPT-2.
-Run: python tests/enumerated.py    (this mixture's law against the sequence-level one, every response enumerated)
+Run: python sampler.py    (two laws, their mixtures, and draws from them to check by hand)
 
-Shapes: B = prompts times responses, P prompt columns, T response columns, V vocabulary, L layers, H heads, D head width.
+Shapes: N prompts, B = N times the responses of each, R of the B rows, P prompt columns, T response
+columns, V vocabulary, L layers, H heads, D head width.
 """
 
 import copy
@@ -17,105 +20,168 @@ import policy as policies
 
 
 class Stream:
-    """One model decoding some of the rows, with preallocated keys and values [L, rows, H, P + T, D] of its own. A cache shared by
-    the two models would be fast and wrong."""
+    """One model decoding some of the B rows, with keys and values of its own.
+
+    They are preallocated, [2, L, R, H, P + T, D]. A cache that the two models share would be
+    fast and wrong: each model reads the other's keys.
+    """
 
     def __init__(self, model, rows, weight, prompt, max_tokens):
-        """Runs the prompts once and copies their keys and values to every row drawn from them. rows: indices into B."""
-        self.model, self.rows, self.weight = model, rows, weight[rows, None]
+        """Runs each prompt once; its keys and values are copied to every row drawn from it.
+
+        model:
+            a GPT-2.
+        rows:
+            [R] int64, which of the B rows it serves; row r has prompt r % N.
+        weight:
+            [B] in [0, 1], the model's share in the mixture of every row.
+        prompt:
+            policy.Tokens of N prompts, [N, P], padded left.
+        max_tokens:
+            the most tokens that will be fed.
+        """
+        self.model = model
+        self.rows = rows
+        self.weight = weight[rows, None]
         ids, mask = prompt
         count, width = ids.shape
-        config = model.config
-        shape = (2, config.n_layer, count, config.n_head, width, config.n_embd // config.n_head)
-        cache = torch.empty(shape, device=ids.device, dtype=model.dtype)
         causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        # A pad attends to itself: a row of the softmax with nothing in it would be NaN, and reach others through its value.
-        visible = causal & (mask[:, None] | torch.eye(width, dtype=torch.bool, device=ids.device))
+        # A pad attends to itself: a row of the softmax with nothing in it would be NaN, and reach
+        # others through its value.
+        itself = torch.eye(width, dtype=torch.bool, device=ids.device)
+        visible = causal & (mask[:, None] | itself)  # [N, P, P]
+        cache = empty_cache(model, count, width)
         logits = forward(model, ids, policies.positions(mask), cache, 0, visible[:, None])
-        source = rows % count
+
+        source = rows % count  # all first responses come before all second ones
         self.logits = logits[source]
-        self.cache = torch.empty(
-            *shape[:2],
-            len(rows),
-            shape[3],
-            width + max_tokens,
-            shape[5],
-            device=ids.device,
-            dtype=model.dtype,
-        )
+        self.cache = empty_cache(model, len(rows), width + max_tokens)
         self.cache[..., :width, :] = cache[:, :, source]
-        self.length, self.position = width, mask.sum(1)[source]
-        padded = not bool(mask.all())
-        room = torch.ones(len(rows), max_tokens, dtype=torch.bool, device=ids.device)
-        self.visible = torch.cat([mask[source], room], 1)[:, None, None] if padded else None
+        # Two clocks: the columns of the cache count pads, the positions of the text do not.
+        self.length = width
+        self.position = mask.sum(1)[source]
+        self.visible = None  # without pads a token may look everywhere, and attention is faster
+        if not mask.all():
+            room = torch.ones(len(rows), max_tokens, dtype=torch.bool, device=ids.device)
+            visible = torch.cat([mask[source], room], 1)
+            self.visible = visible[:, None, None]  # for every head and the one new token
 
     def advance(self, tokens):
-        """Feeds one more token to each row of B (tokens [B]) and keeps the logits that follow it, [rows, V]."""
-        visible = None if self.visible is None else self.visible[..., : self.length + 1]
-        ids, position = tokens[self.rows, None], self.position[:, None]
+        """Feeds one more token to each row, tokens [B]; self.logits [R, V] then follow it."""
+        visible = self.visible
+        if visible is not None:
+            visible = visible[..., : self.length + 1]  # the new token sees itself, too
+        ids = tokens[self.rows, None]
+        position = self.position[:, None]
         self.logits = forward(self.model, ids, position, self.cache, self.length, visible)
-        self.length, self.position = self.length + 1, self.position + 1
+        self.length += 1
+        self.position = self.position + 1
+
+
+def empty_cache(model, rows, length):
+    """Room for a model's keys and values, [2, L, rows, H, length, D], in its precision."""
+    config = model.config
+    size = config.n_embd // config.n_head
+    shape = (2, config.n_layer, rows, config.n_head, length, size)
+    return torch.empty(shape, device=model.device, dtype=model.dtype)
 
 
 def forward(model, ids, positions, cache, start, visible):
-    """GPT-2 over N new tokens whose keys and values go to cache[..., start : start + N, :]. Returns the last logits [B, V]. ids,
-    positions: [B, N]. visible: [B, 1, N, start + N] True where a token may look, None for everywhere."""
+    """GPT-2 over N new tokens a row, whose keys and values are written into the cache.
+
+    model:
+        a GPT-2.
+    ids, positions:
+        [B, N] int64, the tokens and their places in the text, pads not counted.
+    cache:
+        [2, L, B, H, at least start + N, D], keys and values; its columns start to start + N are
+        overwritten.
+    start:
+        the number of columns that the cache holds.
+    visible:
+        [B, 1, N, start + N], True where a token may look; None for everywhere.
+
+    Returns the logits after the last token, [B, V], float32 or the model's precision if higher.
+    """
     body = model.transformer
+    heads = model.config.n_head
     x = body.wte(ids) + body.wpe(positions)
     rows, count, width = x.shape
+    stop = start + count
     for block, (keys, values) in zip(body.h, cache.unbind(1), strict=True):
-        query, key, value = (
-            block.attn.c_attn(block.ln_1(x))
-            .view(rows, count, 3, model.config.n_head, -1)
-            .permute(2, 0, 3, 1, 4)
-        )
-        keys[:, :, start : start + count] = key
-        values[:, :, start : start + count] = value
+        # One matrix makes all three; heads go before columns, as attention wants them.
+        projected = block.attn.c_attn(block.ln_1(x))
+        projected = projected.view(rows, count, 3, heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        keys[:, :, start:stop] = key
+        values[:, :, start:stop] = value
+        # The columns from stop on are not written yet: attention must not see them.
         seen = F.scaled_dot_product_attention(
-            query, keys[:, :, : start + count], values[:, :, : start + count], visible
+            query, keys[:, :, :stop], values[:, :, :stop], visible
         )
-        x = x + block.attn.c_proj(seen.transpose(1, 2).reshape(rows, count, width))
+        seen = seen.transpose(1, 2).reshape(rows, count, width)
+        x = x + block.attn.c_proj(seen)
         hidden = F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")
         x = x + block.mlp.c_proj(hidden)
-    return policies.raise_precision(model.lm_head(body.ln_f(x[:, -1])))
+    # The head at the last column only: with left padding it is every row's last token.
+    logits = model.lm_head(body.ln_f(x[:, -1]))
+    return policies.raise_precision(logits)
 
 
 @torch.no_grad()
-def sample(policy, reference, prompt, beta, generator, max_tokens=48):
-    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token. prompt: (ids [N, P], mask [N,
-    P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response wanted of a prompt, so (0, 0.125)
-    draws y from the policy and y' from the mixture after one run over the prompt. generator: on the CPU, so every device draws
-    the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <= max_tokens
-    is the longest. mask holds through the end-of-text token; a response cut at max_tokens is unfinished and has none."""
-    prompt_ids, device = prompt[0], prompt[0].device
-    count, end = prompt_ids.shape[0], policy.config.eos_token_id
+def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=None):
+    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
+
+    policy, reference:
+        GPT-2s; a reference of weight 0 may be None.
+    prompt:
+        policy.Tokens of N prompts, [N, P], padded left.
+    beta:
+        in [0, 1], the weight of the reference; or a tuple, one for each response wanted of a
+        prompt: (0, 0.125) draws y from the policy and y' from the mixture.
+    generator:
+        on the CPU, so that every device draws the same uniforms; None if they are given.
+    max_tokens:
+        where a response is cut.
+    uniforms:
+        [max_tokens, B] in [0, 1), float64: the randomness, a number a token and row. With it
+        the result is a function of the arguments, and rows may be shared out over several calls.
+
+    Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <=
+    max_tokens is the longest. mask holds through the end-of-text token; a response cut at
+    max_tokens is unfinished and has none.
+    """
+    prompt_ids, _ = prompt
+    device = prompt_ids.device
+    end = policy.config.eos_token_id
     betas = beta if isinstance(beta, tuple) else (beta,)
-    weight = torch.tensor(betas, device=device, dtype=torch.float64).repeat_interleave(count)
-    # Drawn up front: what a row draws depends neither on the others' lengths nor on the model that answers.
-    uniforms = torch.rand(max_tokens, len(weight), generator=generator, dtype=torch.float64).to(
-        device
-    )
-    streams = [
-        Stream(lower(model), share.nonzero()[:, 0], share, prompt, max_tokens)
-        for model, share in ((policy, 1 - weight), (reference, weight))
-        if share.any()  # beta = 0 never runs the reference, beta = 1 never the policy
-    ]
-    ids = torch.full((len(weight), max_tokens), end, device=device)
-    mask = torch.zeros(len(weight), max_tokens, dtype=torch.bool, device=device)
-    running = torch.ones(len(weight), dtype=torch.bool, device=device)
+    weight = torch.tensor(betas, device=device, dtype=torch.float64)
+    # All first responses before all second ones, so that row r has prompt r % N.
+    weight = weight.repeat_interleave(len(prompt_ids))
+    rows = len(weight)
+    if uniforms is None:
+        # Up front: a row's draws depend neither on others' lengths nor on the model that answers.
+        uniforms = torch.rand(max_tokens, rows, generator=generator, dtype=torch.float64)
+    if uniforms.shape != (max_tokens, rows):  # one column would be broadcast to every row
+        raise ValueError(f"uniforms: {list(uniforms.shape)}, expected {[max_tokens, rows]}")
+    uniforms = uniforms.to(device)
+    streams = []
+    for model, share in ((policy, 1 - weight), (reference, weight)):
+        if share.any():  # beta = 0 never runs the reference, beta = 1 never the policy
+            served = share.nonzero()[:, 0]
+            streams.append(Stream(lower(model), served, share, prompt, max_tokens))
+    ids = torch.full((rows, max_tokens), end, device=device)
+    mask = torch.zeros(rows, max_tokens, dtype=torch.bool, device=device)
+    running = torch.ones(rows, dtype=torch.bool, device=device)
     for step in range(max_tokens):
-        token = draw(mix(streams, len(weight)), uniforms[step])
+        token = draw(mix(streams, rows), uniforms[step])
         ids[:, step] = torch.where(running, token, end)
         mask[:, step] = running
-        running = running & (
-            token != end
-        )  # a sampled end-of-text stops the row; this is the sampler, not a mask by pad id
+        # A sampled end-of-text stops the row; this is the sampler, not a mask by pad id.
+        running = running & (token != end)
         # Asking makes a GPU wait for its queue, so there it is asked every 16 tokens.
-        if (
-            step + 1 == max_tokens
-            or (step % 16 == 15 or device.type == "cpu")
-            and not running.any()
-        ):
+        asked = device.type == "cpu" or step % 16 == 15
+        if step + 1 == max_tokens or (asked and not running.any()):
             break
         for stream in streams:
             stream.advance(token)
@@ -124,28 +190,110 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48):
 
 
 def lower(model):
-    """The model in autocast's precision; outside autocast the model itself. Autocast would cast every weight and the whole cache
-    again for every token; this casts once a call."""
+    """The model in autocast's precision; outside autocast the model itself.
+
+    Autocast would cast every weight and the whole cache again for every token; this casts once a
+    call.
+    """
     kind = model.device.type
-    return (
-        copy.deepcopy(model).to(torch.get_autocast_dtype(kind))
-        if torch.is_autocast_enabled(kind)
-        else model
-    )
+    if torch.is_autocast_enabled(kind):
+        # A copy: the model that trains keeps its float32 weights.
+        return copy.deepcopy(model).to(torch.get_autocast_dtype(kind))
+    return model
 
 
 def mix(streams, rows):
-    """The unnormalised log of the mixture, [rows, V]: each model's logits with its weight. Softmax needs no constants C."""
+    """The unnormalised log of the mixture: each model's logits with its weight.
+
+    streams:
+        one a model, with its logits [rows it serves, V], its rows and their weight [rows, 1].
+    rows:
+        the number of rows, B.
+
+    Returns [B, V]. The constants C are left out: softmax needs none.
+    """
     first = streams[0].logits
+    # A row that a stream does not serve has weight 0 in it: nothing is added.
     mixed = torch.zeros(rows, first.shape[1], device=first.device, dtype=first.dtype)
     for stream in streams:
-        mixed.index_add_(0, stream.rows, stream.logits * stream.weight.to(first.dtype))
+        share = stream.weight.to(first.dtype)
+        mixed.index_add_(0, stream.rows, share * stream.logits)
     return mixed
 
 
 def draw(logits, uniform):
-    """One token a row by inverting the distribution function: logits [B, V], uniform [B] in [0, 1). Returns [B]."""
+    """One token a row by inverting the distribution function: the first with a sum above uniform.
+
+    logits:
+        [B, V], the log of the law, a constant aside.
+    uniform:
+        [B] in [0, 1), float64.
+
+    Returns [B] int64.
+    """
+    # Summed in float64: float32's rounding over a large vocabulary would move the law.
     cumulative = torch.softmax(logits, -1).cumsum(-1, dtype=torch.float64)
+    # Times the total, which is 1 but for rounding.
+    level = uniform * cumulative[:, -1]
     # right=True: a token of probability 0 is never drawn, not even by uniform = 0.
-    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    token = torch.searchsorted(cumulative, level[:, None], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
+
+
+@torch.no_grad()
+def constant(tokenizer, law):
+    """A GPT-2 whose next token follows one law after every prefix, for the worked example."""
+    model = policies.build("tiny", tokenizer, context=8, seed=0).double()
+    body = model.transformer
+    # The last norm forgets its input and says the logits; the head, tied to wte, reads them off.
+    body.ln_f.weight.zero_()
+    body.ln_f.bias[: len(law)] = torch.tensor(law, dtype=torch.float64).log()
+    body.wte.weight.copy_(torch.eye(len(law), body.wte.weight.shape[1]))
+    return model
+
+
+def rounded(law):
+    """Probabilities [V] as a list with four digits."""
+    return law.round(decimals=4).tolist()
+
+
+def worked_example():
+    """Prints two laws, their mixtures, a token drawn by hand and responses from one randomness."""
+    words = ["<end>", "a", "b", "c"]
+    tokenizer = policies.word_tokenizer(words[1:])
+    policy = constant(tokenizer, (0.1, 0.4, 0.4, 0.1))
+    reference = constant(tokenizer, (0.4, 0.1, 0.4, 0.1))
+    prompt = policies.pad([[1, 2]], "left", 0)
+    betas = (0.0, 0.125, 0.5, 1.0)
+    # A row for each beta, and both models on every row: each runs the prompt once.
+    rows = torch.arange(len(betas))
+    weight = torch.tensor(betas, dtype=torch.float64)
+    with torch.no_grad():
+        of_policy = Stream(policy, rows, 1 - weight, prompt, max_tokens=1)
+        of_reference = Stream(reference, rows, weight, prompt, max_tokens=1)
+    laws = torch.softmax(mix([of_policy, of_reference], len(betas)), -1)
+    print("The law of the next token, <end>, a, b or c, after the prompt a b:")
+    print("  pi                     ", rounded(torch.softmax(of_policy.logits[0], -1)))
+    print("  pi_ref                 ", rounded(torch.softmax(of_reference.logits[0], -1)))
+    for beta, law in zip(betas, laws, strict=True):
+        print(f"  mixture, beta = {beta:<7}", rounded(law))
+    print("beta = 0.5 by hand: the square roots of 0.1*0.4, 0.4*0.1, 0.4*0.4 and 0.1*0.1")
+    print("are 0.2, 0.2, 0.4 and 0.1; divide by their sum, 0.9.")
+
+    # The law of beta = 0.5, and a number that falls to its second token.
+    uniform = torch.tensor([0.3], dtype=torch.float64)
+    token = draw(laws[2:3].log(), uniform).item()
+    print("A token by hand, beta = 0.5: the sums are", rounded(laws[2].cumsum(0)), end=",\n")
+    print(f"and the first above the uniform number 0.3 is that of {words[token]}.")
+
+    # The same for every beta: where two responses differ, the laws do.
+    uniforms = torch.tensor([[0.6], [0.3], [0.15], [0.95]], dtype=torch.float64)
+    print("Responses from 0.6, 0.3, 0.15, 0.95, a number a token, cut at four tokens:")
+    for beta in (0.0, 0.5, 1.0):
+        ids, _, finished = sample(policy, reference, prompt, beta, None, 4, uniforms)
+        response = " ".join(words[token] for token in ids[0])
+        print(f"  beta = {beta}   {response:<12} finished: {finished.item()}")
+
+
+if __name__ == "__main__":
+    worked_example()
