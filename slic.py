@@ -39,9 +39,10 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, margin=
 
 
 def gradient_scale(tau):
-    """At h = 0 the expected gradient is -2 tau times the self-play direction.
+    """2 tau, the unit of DPO and of bandit.py's steps; the gradient at h = 0 is twice that.
 
-    The slope in h is -tau (2p - 1) there, as it is everywhere between the kinks.
+    The slope in h is -tau (2p - 1) between the kinks, where DPO's is -tau (p - 1/2) at h = 0: at
+    pi = pi_ref the expected gradient is -4 tau times the self-play direction.
     """
     return 2 * tau
 
