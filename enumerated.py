@@ -1,11 +1,15 @@
-"""A GPT-2 small enough to enumerate every response, so that the claims about language models can be checked exactly.
+"""A GPT-2 small enough to enumerate every response: claims about language models, checked exactly.
 
-Four words and end-of-text, at most three tokens: 1 + 4 + 16 finished responses and 64 that were cut at the limit and have
-no end-of-text, 85 in all. Two prompts of different length, so that one is padded; a random intransitive preference over
-the responses for each. Everything runs in float64, through the real log_prob, sampler and losses.
+Four words and end-of-text, at most three tokens: 1 + 4 + 16 finished responses and 64 that were cut
+at the limit and have no end-of-text, 85 in all. Two prompts of different length, so that one is
+padded; a random intransitive preference over the responses for each. Everything runs in float64,
+through the real log_prob, sampler and losses.
 A planted bug is another loss: train takes any object with PAIR and loss, for instance
 SimpleNamespace(PAIR=ipo.PAIR, loss=my_wrong_loss).
-Run: python enumerated.py    (the per-token mixture of language models against the sequence-level one of the theory)
+Left out: more prompts, longer responses; 85 grows as 4 to the power of the limit.
+Run: python enumerated.py    (the mixture of language models against the theory's)
+
+Shapes: 2 prompts, 85 responses, 106 prefixes of responses, 21 of them inner ones.
 """
 
 import copy
@@ -19,89 +23,123 @@ import bandit
 import policy as policies
 import sampler
 from ipo_md import mixture
+from policy import Tokens
 
 LIMIT, END = 3, 0
-RESPONSES = [
-    list(words) + [END]
-    for length in range(LIMIT)
-    for words in itertools.product(range(1, 5), repeat=length)
-]
-RESPONSES += [list(words) for words in itertools.product(range(1, 5), repeat=LIMIT)]
+WORDS = range(1, 5)
 PROMPTS = [[1, 2], [3]]
 policies.SIZES["enumerable"] = dict(n_layer=2, n_head=2, n_embd=32)
 
 
+def every_response():
+    """All 85 responses as lists of ids.
+
+    The finished ones by length, then those cut at the limit.
+    """
+    responses = []
+    for length in range(LIMIT):
+        for words in itertools.product(WORDS, repeat=length):
+            responses.append([*words, END])
+    for words in itertools.product(WORDS, repeat=LIMIT):
+        responses.append(list(words))
+    return responses
+
+
+RESPONSES = every_response()
+
+
 def world(seed):
-    """A reference model, the batch of all prompts and responses, log_ref [2, 85] and preferences [2, 85, 85]."""
+    """A reference model and a game over its responses.
+
+    seed:
+        of the model's weights and of the preferences.
+
+    Returns a namespace: reference, the model; batch, (prompt, response) Tokens with a row for each
+    prompt and response; log_ref [2, 85], nats; preferences [2, 85, 85] in [0, 1].
+    """
     tokenizer = policies.word_tokenizer(["a", "b", "c", "d"])
     config = policies.build("enumerable", tokenizer, 8, seed).config
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Plain GPT-2 weights: the start that copies would make some responses too rare to be trained in a test's time.
+        # Plain GPT-2 weights: the start that copies would make some responses too rare to be
+        # trained in a test's time.
         reference = GPT2LMHeadModel(config).eval().double().requires_grad_(False)
     prompts = [prompt for prompt in PROMPTS for _ in RESPONSES]
-    batch = policies.pad(prompts, "left", END), policies.pad(RESPONSES * len(PROMPTS), "right", END)
+    prompt = policies.pad(prompts, "left", END)
+    response = policies.pad(RESPONSES * len(PROMPTS), "right", END)
     generator = torch.Generator().manual_seed(seed)
-    preferences = torch.stack([bandit.random_game(len(RESPONSES), generator)[0] for _ in PROMPTS])
-    w = SimpleNamespace(reference=reference, batch=batch, preferences=preferences)
+    games = [bandit.random_game(len(RESPONSES), generator) for _ in PROMPTS]
+    preferences = torch.stack([preferences for preferences, _ in games])
+    w = SimpleNamespace(reference=reference, batch=(prompt, response), preferences=preferences)
     w.log_ref = log_policy(reference, w)
     return w
 
 
 def log_policy(model, w):
-    """log pi(y | x) of every response to both prompts through log_prob, [2, 85]."""
+    """log pi(y | x) of every response to both prompts through log_prob, [2, 85], nats."""
     return policies.log_prob(model, *w.batch).view(len(PROMPTS), -1)
 
 
 def solve(w, tau, beta=0.0, law=mixture):
-    """The solved fixed point for each prompt, [2, 85]."""
-    games = zip(w.preferences, w.log_ref, strict=True)
-    return torch.stack(
-        [bandit.fixed_point(preferences, log_ref, tau, beta, law) for preferences, log_ref in games]
-    )
+    """The solved fixed point for each prompt, [2, 85]. Arguments as bandit.fixed_point."""
+    points = []
+    for preferences, log_ref in zip(w.preferences, w.log_ref, strict=True):
+        points.append(bandit.fixed_point(preferences, log_ref, tau, beta, law))
+    return torch.stack(points)
 
 
 def exact_loss(model, w, method, tau, beta=0.0, law=mixture):
-    """The expected loss over all pairs, averaged over the prompts; differentiable in the model's parameters."""
-    return bandit.expected_loss(
-        method, log_policy(model, w), w.log_ref, w.preferences, tau, beta, law
-    ).mean()
+    """The expected loss over all pairs, mean over the prompts; differentiable in the weights."""
+    log_pi = log_policy(model, w)
+    loss = bandit.expected_loss(method, log_pi, w.log_ref, w.preferences, tau, beta, law)
+    return loss.mean()
 
 
 def sampled_loss(model, w, method, tau, beta, count, generator):
-    """The loss of count pairs a prompt from the real sampler, averaged as the trainer does."""
-    ids, mask = policies.pad(PROMPTS * count, "left", END)
-    weights = tuple({"policy": 0.0, "mixture": beta}[who] for who in method.PAIR)
-    tokens, present, _ = sampler.sample(
-        model, w.reference, (ids, mask), weights, generator, max_tokens=LIMIT
-    )
-    logp = policies.log_prob(model, (ids.repeat(2, 1), mask.repeat(2, 1)), (tokens, present))
-    index = torch.tensor(
-        [RESPONSES.index(row[keep].tolist()) for row, keep in zip(tokens, present, strict=True)]
-    )
-    prompt = torch.arange(len(ids)) % len(PROMPTS)
+    """The loss of pairs from the real sampler, averaged as the trainer does.
+
+    count:
+        pairs a prompt.
+    generator:
+        of the sampler's uniforms.
+    """
+    prompt = policies.pad(PROMPTS * count, "left", END)
+    weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in method.PAIR)
+    ids, mask, _ = sampler.sample(model, w.reference, prompt, weights, generator, LIMIT)
+    response = Tokens(ids, mask)
+    logp, logp_other = policies.log_prob(model, prompt.repeat(2), response).chunk(2)
+    index = torch.tensor([RESPONSES.index(row) for row in response.lists()])
     y, other = index.chunk(2)
-    preference = w.preferences[prompt, y, other]
-    return method.loss(
-        *logp.chunk(2), w.log_ref[prompt, y], w.log_ref[prompt, other], preference, tau
-    ).mean()
+    x = torch.arange(len(prompt.ids)) % len(PROMPTS)
+    ref_logp, ref_logp_other = w.log_ref[x, y], w.log_ref[x, other]
+    preference = w.preferences[x, y, other]
+    return method.loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau).mean()
 
 
 def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=None, seed=0):
-    """Trains a copy of the reference; yields log pi [2, 85] every 20 steps and at the end. pairs a prompt, or exact.
+    """Trains a copy of the reference; yields log pi [2, 85] every 20 steps and at the end.
 
     Adam without momentum (with it, cyclic games orbit), its rate falling as (1 - step/steps)^3.
+
+    w:
+        a world.
+    method:
+        PAIR and loss.
+    tau, beta, law:
+        as in bandit.expected_loss; law is the theory's or the per-token mixture, for exact
+        training.
+    steps, rate:
+        optimiser steps and the first of their rates.
+    pairs:
+        drawn for each prompt and step; None for exact expectations.
+    seed:
+        of the draws.
     """
-    model, generator = (
-        copy.deepcopy(w.reference).requires_grad_(True),
-        torch.Generator().manual_seed(seed),
-    )
+    model = copy.deepcopy(w.reference).requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    memory = 0.9 if pairs is None else 0.99  # a noisy gradient's square needs a longer mean
     optimiser = torch.optim.Adam(
-        model.parameters(),
-        lr=rate,
-        betas=(0.0, 0.9 if pairs is None else 0.99),
-        eps=1e-12,
-        fused=True,
+        model.parameters(), lr=rate, betas=(0.0, memory), eps=1e-12, fused=True
     )
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * (1 - step / steps) ** 3
@@ -117,74 +155,111 @@ def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=Non
                 yield log_policy(model, w)
 
 
-PREFIXES = sorted(
-    {tuple(response[:length]) for response in RESPONSES for length in range(len(response) + 1)},
-    key=lambda p: (len(p), p),
-)
-INNER = [
-    prefix
-    for prefix in PREFIXES
-    if any(len(longer) > len(prefix) and longer[: len(prefix)] == prefix for longer in PREFIXES)
-]
-BEGINS = torch.tensor(
-    [[tuple(response[: len(prefix)]) == prefix for response in RESPONSES] for prefix in PREFIXES]
-)
-CHILD = torch.tensor(
-    [
-        [len(longer) == len(prefix) + 1 and longer[:-1] == prefix for longer in PREFIXES]
-        for prefix in INNER
-    ]
-)
+def every_prefix():
+    """The beginnings of all responses, the empty one and the responses themselves among them."""
+    prefixes = set()
+    for response in RESPONSES:
+        for length in range(len(response) + 1):
+            prefixes.add(tuple(response[:length]))
+    return sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
 
 
-def per_token_mixture(log_pi, log_ref, beta):
-    """log of the law that a language model samples, [..., 85]: the geometric mixture normalised at every token.
+def follows(longer, prefix):
+    """Whether a prefix is another one and a token more."""
+    return len(longer) == len(prefix) + 1 and longer[:-1] == prefix
 
-    Its normalisers depend on the prefix, so their product is not the sequence-level mixture's constant.
+
+PREFIXES = every_prefix()
+# Inner prefixes are those that go on: a token is drawn after them.
+INNER = sorted({prefix[:-1] for prefix in PREFIXES if prefix}, key=PREFIXES.index)
+
+
+def prefix_tables():
+    """Whether a response begins with a prefix [106, 85].
+
+    Whether a prefix follows an inner one [21, 106].
     """
-
-    def steps(
-        log_law,
-    ):  # log-probability of each prefix's last token given the prefix before it; 0 for the empty prefix
-        begins = torch.logsumexp(log_law[..., None, :].masked_fill(~BEGINS, -torch.inf), -1)
-        return begins - torch.cat([begins[..., :1], begins[..., PARENT]], -1)
-
-    mixed = (1 - beta) * steps(log_pi) + beta * steps(log_ref)
-    normaliser = torch.logsumexp(mixed[..., None, :].masked_fill(~CHILD, -torch.inf), -1)
-    mixed = mixed - torch.cat([torch.zeros_like(mixed[..., :1]), normaliser[..., INNER_PARENT]], -1)
-    return mixed @ BEGINS.double()
+    begins = torch.zeros(len(PREFIXES), len(RESPONSES), dtype=torch.bool)
+    for row, prefix in enumerate(PREFIXES):
+        for column, response in enumerate(RESPONSES):
+            begins[row, column] = tuple(response[: len(prefix)]) == prefix
+    child = torch.zeros(len(INNER), len(PREFIXES), dtype=torch.bool)
+    for row, prefix in enumerate(INNER):
+        for column, longer in enumerate(PREFIXES):
+            child[row, column] = follows(longer, prefix)
+    return begins, child
 
 
+BEGINS, CHILD = prefix_tables()
+# The place of each prefix's parent among PREFIXES and among INNER; the empty prefix, the first, has
+# none.
 PARENT = torch.tensor([PREFIXES.index(prefix[:-1]) for prefix in PREFIXES[1:]])
 INNER_PARENT = torch.tensor([INNER.index(prefix[:-1]) for prefix in PREFIXES[1:]])
 
 
+def token_log_law(log_law):
+    """log-probability of each prefix's last token given the tokens before, [..., 106]; the empty
+    one's is 0.
+
+    log_law:
+        [..., 85], a law of whole responses, normalised.
+    """
+    begins = torch.logsumexp(log_law[..., None, :].masked_fill(~BEGINS, -torch.inf), -1)
+    return begins - torch.cat([begins[..., :1], begins[..., PARENT]], -1)
+
+
+def per_token_mixture(log_pi, log_ref, beta):
+    """log of the law that a language model samples: the geometric mixture normalised at every
+    token.
+
+    Its normalisers depend on the prefix, so their product is not the sequence-level mixture's
+    constant.
+
+    log_pi, log_ref:
+        [..., 85], nats.
+    beta:
+        in [0, 1], the weight of the reference.
+
+    Returns [..., 85].
+    """
+    mixed = (1 - beta) * token_log_law(log_pi) + beta * token_log_law(log_ref)
+    # One normaliser for every inner prefix: the sum over the tokens that may follow it.
+    normaliser = torch.logsumexp(mixed[..., None, :].masked_fill(~CHILD, -torch.inf), -1)
+    empty = torch.zeros_like(mixed[..., :1])
+    mixed = mixed - torch.cat([empty, normaliser[..., INNER_PARENT]], -1)
+    return mixed @ BEGINS.double()  # a response's tokens are the last ones of all that begin it
+
+
 def mixture_table(w, taus=(0.05, 0.1, 0.5), betas=(0.125, 0.25, 0.5, 0.75)):
-    """Total variations over tau and beta, prompts averaged: rows (tau, beta, laws, points, Nash), see below."""
+    """Total variations, prompts averaged.
+
+    Yields rows (tau, beta, laws, points, Nash), see below.
+    """
     for tau in taus:
         for beta in betas:
-            theory, tokens = solve(w, tau, beta), solve(w, tau, beta, per_token_mixture)
-            laws = bandit.total_variation(
-                mixture(theory, w.log_ref, beta), per_token_mixture(theory, w.log_ref, beta)
-            )
-            nash = bandit.total_variation(theory, solve(w, tau))
-            yield (
-                tau,
-                beta,
-                laws.mean().item(),
-                bandit.total_variation(theory, tokens).mean().item(),
-                nash.mean().item(),
-            )
+            theory, nash = solve(w, tau, beta), solve(w, tau)
+            tokens = solve(w, tau, beta, per_token_mixture)
+            sequences = mixture(theory, w.log_ref, beta)
+            laws = bandit.total_variation(sequences, per_token_mixture(theory, w.log_ref, beta))
+            points = bandit.total_variation(theory, tokens)
+            away = bandit.total_variation(theory, nash)
+            yield tau, beta, laws.mean().item(), points.mean().item(), away.mean().item()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def worked_example():
+    """Prints the table of the two mixtures."""
     print("Total variations, mean over two prompts, 85 responses:")
     print("  laws    per-token mixture against the sequence-level one, of the eq-13 policy")
     print(
-        "  points  fixed point shared by IPO-MD and Nash-MD-PG with the per-token mixture, against eq 13's"
+        "  points  fixed point shared by IPO-MD and Nash-MD-PG with the per-token mixture, "
+        "against eq 13's"
     )
     print("  Nash    eq 13's point against the Nash equilibrium, for scale")
     print("  tau   beta      laws    points      Nash")
     for tau, beta, laws, points, nash in mixture_table(world(0)):
         print(f"{tau:5g}{beta:7g}{laws:10.1e}{points:10.1e}{nash:10.1e}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    worked_example()

@@ -31,7 +31,9 @@ PAIR = None  # Exercise 6: who draws y and y', each "policy" or "mixture"
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
-    """Soft-label IPO loss p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2, one value a pair (eq 10, 11).
+    """Soft-label IPO loss, one value a pair (eq 10, 11): the two orders' squares, weighted by p.
+
+    p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2, with h the pair's log-ratio gap.
 
     logp, logp_other:
         [B] log pi(y | x) and log pi(y' | x), nats, with gradient.

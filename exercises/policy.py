@@ -9,12 +9,31 @@ import torch
 
 
 def token_log_probs(model, prompt, response):
-    """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False. Nats, [B, T]."""
+    """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False.
+
+    model:
+        a GPT-2, the policy or the reference.
+    prompt:
+        Tokens [B, P], padded on the left.
+    response:
+        Tokens [B, T], padded on the right, as sampler.sample returns them.
+
+    Returns [B, T], nats.
+    """
     raise NotImplementedError("Exercise 5: score the response's tokens")
 
 
 def log_prob(model, prompt, response):
-    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled. Nats, [B]. prompt: (ids [B,
-    P], mask) padded left; response: (ids [B, T], mask, ...) padded right, as sampler.sample returns. In float32, or in the
-    model's precision if that is higher."""
+    """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled.
+
+    model:
+        a GPT-2, the policy or the reference.
+    prompt:
+        Tokens [B, P], padded on the left.
+    response:
+        Tokens [B, T], padded on the right, as sampler.sample returns them.
+
+    Returns [B], nats, in float32, or in the model's precision if that is higher. Not a mean over
+    tokens: pi(y | x) is the probability of the whole response.
+    """
     raise NotImplementedError("Exercise 5: score the whole response")

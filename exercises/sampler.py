@@ -9,22 +9,53 @@ import torch
 
 
 def mix(streams, rows):
-    """The unnormalised log of the mixture, [rows, V]: each model's logits with its weight. Softmax needs no constants C."""
+    """The unnormalised log of the mixture: each model's logits with its weight.
+
+    streams:
+        one a model, with its logits [rows it serves, V], its rows and their weight [rows, 1].
+    rows:
+        the number of rows, B.
+
+    Returns [B, V]. The constants C are left out: softmax needs none.
+    """
     raise NotImplementedError("Exercise 4: mix the models' logits")
 
 
 def draw(logits, uniform):
-    """One token a row by inverting the distribution function: logits [B, V], uniform [B] in [0, 1). Returns [B]."""
+    """One token a row by inverting the distribution function: the first with a sum above uniform.
+
+    logits:
+        [B, V], the log of the law, a constant aside.
+    uniform:
+        [B] in [0, 1), float64.
+
+    Returns [B] int64.
+    """
     raise NotImplementedError("Exercise 4: draw one token a row")
 
 
 @torch.no_grad()
-def sample(policy, reference, prompt, beta, generator, max_tokens=48):
-    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token. prompt: (ids [N, P], mask [N,
-    P]), padded left. beta in [0, 1]: the weight of the reference, or one for each response wanted of a prompt, so (0, 0.125)
-    draws y from the policy and y' from the mixture after one run over the prompt. generator: on the CPU, so every device draws
-    the same uniforms. Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <= max_tokens
-    is the longest. mask holds through the end-of-text token; a response cut at max_tokens is unfinished and has none.
+def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=None):
+    """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
+
+    policy, reference:
+        GPT-2s; a reference of weight 0 may be None.
+    prompt:
+        policy.Tokens of N prompts, [N, P], padded left.
+    beta:
+        in [0, 1], the weight of the reference; or a tuple, one for each response wanted of a
+        prompt: (0, 0.125) draws y from the policy and y' from the mixture.
+    generator:
+        on the CPU, so that every device draws the same uniforms; None if they are given.
+    max_tokens:
+        where a response is cut.
+    uniforms:
+        [max_tokens, B] in [0, 1), float64: the randomness, a number a token and row. With it
+        the result is a function of the arguments, and rows may be shared out over several calls.
+
+    Returns ids [B, T], mask [B, T], finished [B], all first responses before all second ones; T <=
+    max_tokens is the longest. mask holds through the end-of-text token; a response cut at
+    max_tokens is unfinished and has none.
 
     Exercise 4: the geometric mixture and its sampler. Functions: ipo_md.mixture; mix, draw and sample here.
 

@@ -1,7 +1,8 @@
 """What a user may hand to train.py by mistake: a row a case, in-process through main(argv).
 
-A case that must fail ends with exit status 2 and one line on stderr that names the option and, where there is one, the file and line;
-nothing is trained, written or overwritten. A case with a documented handling must end with 0 and say what it did.
+A case that must fail ends with exit status 2 and one line on stderr that names the option and,
+where there is one, the file and line; nothing is trained, written or overwritten. A case with a
+documented handling must end with 0 and say what it did.
 """
 
 import json
@@ -11,12 +12,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_data import records, write
 
 import bandit
 import data
 import policy as policies
 import train
+from test_data import records, write
 
 FEW = [
     "--supervised-steps",
@@ -372,7 +373,10 @@ def test_what_is_handled(tmp_path, capsys, case):
 
 
 def test_no_end_of_text_inside_a_text():
-    """Spelled out, or standing for words that a tokenizer does not know: the ids of a prompt hold none, those of a response one, last."""
+    """Spelled out, or standing for words that a tokenizer does not know.
+
+    The ids of a prompt hold none, those of a response one, last.
+    """
     tokenizer = policies.word_tokenizer(["a", "b"])
     task = data.Records.__new__(data.Records)
     task.tokenizer, task.max_prompt, task.max_response, task.cut = tokenizer, 9, 9, set()
@@ -382,7 +386,10 @@ def test_no_end_of_text_inside_a_text():
 
 
 def broken(rng, text):
-    """A few random edits of a file's bytes: cut, doubled, replaced by another piece of it or by something that looks like syntax."""
+    """A few random edits of a file's bytes.
+
+    Cut, doubled, replaced by another piece of it or by something that looks like syntax.
+    """
     for _ in range(rng.randrange(1, 4)):
         at, length = rng.randrange(len(text) + 1), rng.randrange(12)
         piece = rng.choice(
@@ -409,7 +416,10 @@ def broken(rng, text):
 
 @pytest.mark.parametrize("extension", ["jsonl", "json", "csv", "parquet"])
 def test_fuzz_records(tmp_path, extension):
-    """40 spoiled files a format: a list of good records, or a ValueError of one line that names the file."""
+    """40 spoiled files a format.
+
+    A list of good records, or a ValueError of one line that names the file.
+    """
     rng, (_, compared) = random.Random(7), records(4)
     good = tmp_path / "x" / f"c.{extension}"
     good.parent.mkdir()
@@ -430,7 +440,10 @@ def test_fuzz_records(tmp_path, extension):
 
 @pytest.mark.parametrize("extension", ["csv", "json", "npy"])
 def test_fuzz_games(tmp_path, extension):
-    """300 spoiled matrices a format: a game with p + p^T = 1 in [0, 1], or a ValueError of one line."""
+    """300 spoiled matrices a format.
+
+    A game with p + p^T = 1 in [0, 1], or a ValueError of one line.
+    """
     import numpy
 
     rng, matrix = random.Random(8), bandit.cycle(0.4).numpy()

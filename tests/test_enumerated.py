@@ -1,13 +1,22 @@
-"""From the bandit to a language model: the same claims on a GPT-2 whose 85 responses are enumerated (enumerated.py).
+"""From the bandit to a language model: the same claims on enumerated.py's GPT-2 of 85 responses.
 
-Gradients are taken in the model's parameters, through the real log_prob; targets come from the bandit's solver.
+Gradients are taken in the model's parameters, through the real log_prob; targets come from the
+bandit's solver.
 """
 
 from types import SimpleNamespace
 
-import enumerated
 import pytest
 import torch
+
+import bandit
+import dpo
+import enumerated
+import ipo
+import ipo_md
+import nash_md
+import policy as policies
+import sampler
 from bandit import total_variation
 from enumerated import (
     END,
@@ -24,14 +33,6 @@ from enumerated import (
     world,
 )
 
-import bandit
-import dpo
-import ipo
-import ipo_md
-import nash_md
-import policy as policies
-import sampler
-
 TAU = 0.1
 
 
@@ -42,7 +43,10 @@ def w():
 
 @pytest.fixture(scope="module")
 def away(w):
-    """A model that is not the reference: a few steps towards the equilibrium, so that no term of a gradient vanishes."""
+    """A model that is not the reference.
+
+    A few steps towards the equilibrium, so that no term of a gradient vanishes.
+    """
     model = policies.build(
         "enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 1
     ).double()
@@ -57,7 +61,7 @@ def slope(loss, model):
 
 
 def test_the_enumeration_is_complete(w, away):
-    """85 responses, all different, whose probabilities sum to 1 for both prompts under any weights."""
+    """85 different responses, whose probabilities sum to 1 for both prompts under any weights."""
     assert len(RESPONSES) == 85 == len(set(map(tuple, RESPONSES)))
     for log_pi in (w.log_ref, log_policy(away, w).detach()):
         assert (log_pi.exp().sum(1) - 1).abs().max() < 1e-12
@@ -65,14 +69,13 @@ def test_the_enumeration_is_complete(w, away):
 
 @pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
-    """Prop 4.2 through log_prob: online IPO's gradient is 4/tau times Nash-MD-PG's at beta = 0, relative error below 1e-9.
+    """Prop 4.2 through log_prob: online IPO's gradient is 4/tau times Nash-MD-PG's at beta = 0,
+    relative error below 1e-9.
 
     Online DPO's is not proportional to it, so the test can fail.
     """
-    ours, theirs = (
-        slope(exact_loss(away, w, ipo, tau), away),
-        slope(exact_loss(away, w, nash_md, tau), away),
-    )
+    ours = slope(exact_loss(away, w, ipo, tau), away)
+    theirs = slope(exact_loss(away, w, nash_md, tau), away)
     assert (ours - 4 / tau * theirs).norm() / ours.norm() < 1e-9
     other = slope(exact_loss(away, w, dpo, tau), away)
     assert torch.cosine_similarity(other, theirs, 0) < 0.999
@@ -80,10 +83,12 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
 
 @pytest.mark.parametrize("beta", [0.0, 0.125])
 def test_exact_training_reaches_the_solved_equilibrium(w, beta):
-    """From the same start, IPO(-MD) and Nash-MD-PG end below TV 1e-3 of the solved point of eq 12 (13) and of each other.
+    """From the same start, IPO(-MD) and Nash-MD-PG end below TV 1e-3 of the solved point of eq 12
+    (13) and of each other.
 
-    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move (some 6e-4 after the 600
-    steps here, 1e-5 after 1,200). For beta = 0.125 the mixture is the sequence-level one.
+    What remains is the optimiser's: the rate falls to 0 while the slowest directions still move
+    (some 6e-4 after the 600 steps here, 1e-5 after 1,200). For beta = 0.125 the mixture is the
+    sequence-level one.
     """
     target, ends = solve(w, TAU, beta), {}
     assert total_variation(w.log_ref, target).min() > 0.1
@@ -101,30 +106,29 @@ def test_exact_training_reaches_the_solved_equilibrium(w, beta):
 
 
 def test_a_planted_bug_ends_elsewhere(w):
-    """The test above can fail: IPO with target 1/tau for 1/(2 tau) is off by 30 times its limit after 150 steps."""
+    """The test above can fail.
+
+    IPO with target 1/tau for 1/(2 tau) is off by 30 times its limit after 150 steps.
+    """
     wrong = SimpleNamespace(PAIR=ipo.PAIR, loss=lambda *pair: ipo.loss(*pair[:5], pair[5] / 2))
-    for log_pi in train(w, wrong, TAU, steps=150):
-        pass
+    *_, log_pi = train(w, wrong, TAU, steps=150)
     assert total_variation(log_pi, solve(w, TAU)).min() > 0.03
 
 
 def test_per_token_law_is_what_the_sampler_draws(w, away):
-    """10,000 responses a prompt from the real sampler at beta = 0.5: Pearson's chi-square over the 85 responses.
+    """10,000 responses a prompt from the real sampler at beta = 0.5: Pearson's chi-square over the
+    85 responses.
 
-    84 degrees of freedom: mean 84, deviation 13; above 160 once in a million for each prompt. The sequence-level mixture
-    of the same two models fails the same test, so it can tell the two laws apart.
+    84 degrees of freedom: mean 84, deviation 13; above 160 once in a million for each prompt. The
+    sequence-level mixture of the same two models fails the same test, so it can tell the two laws
+    apart.
     """
     log_pi = log_policy(away, w).detach()
-    ids, mask = policies.pad(PROMPTS * 10000, "left", END)
-    tokens, present, finished = sampler.sample(
-        away, w.reference, (ids, mask), 0.5, torch.Generator().manual_seed(0), max_tokens=LIMIT
-    )
-    assert (tokens[~finished] != END).all() and present[~finished].all(), (
-        "an unfinished response has no end-of-text"
-    )
-    index = torch.tensor(
-        [RESPONSES.index(row[keep].tolist()) for row, keep in zip(tokens, present, strict=True)]
-    )
+    prompt, generator = policies.pad(PROMPTS * 10000, "left", END), torch.Generator().manual_seed(0)
+    ids, mask, finished = sampler.sample(away, w.reference, prompt, 0.5, generator, LIMIT)
+    # An unfinished response has no end-of-text.
+    assert (ids[~finished] != END).all() and mask[~finished].all()
+    index = torch.tensor([RESPONSES.index(row) for row in policies.Tokens(ids, mask).lists()])
     for row in range(len(PROMPTS)):
         counts = index[row :: len(PROMPTS)].bincount(minlength=85)
         square = {}
@@ -143,10 +147,12 @@ def test_per_token_mixture_limits(w, away):
 
 
 def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
-    """IPO-MD and Nash-MD-PG that draw from one law stop at one point, whatever the law: both gradients vanish there (1e-9).
+    """IPO-MD and Nash-MD-PG that draw from one law stop at one point, whatever the law: both
+    gradients vanish there (1e-9).
 
-    With the per-token law the point is not eq 13's, and the table's distances lie where they were measured to an order of
-    magnitude: 1e-5 to 1e-1, shrinking as tau grows, and always well below eq 13's own distance from Nash.
+    With the per-token law the point is not eq 13's, and the table's distances lie where they were
+    measured to an order of magnitude: 1e-5 to 1e-1, shrinking as tau grows, and always well below
+    eq 13's own distance from Nash.
     """
     point = solve(w, TAU, 0.5, per_token_mixture)
     for method in (ipo_md, nash_md):
@@ -160,37 +166,38 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     rows = list(mixture_table(w, taus=(0.05, 0.5), betas=(0.125, 0.5)))
     for _, _, laws, points, nash in rows:
         assert 1e-5 < points < nash / 5 and 1e-4 < laws < 0.1
-    assert (
-        max(row[3] for row in rows if row[0] == 0.5)
-        < min(row[3] for row in rows if row[0] == 0.05) / 10
-    )
+    far = [points for tau, _, _, points, _ in rows if tau == 0.05]
+    near = [points for tau, _, _, points, _ in rows if tau == 0.5]
+    assert max(near) < min(far) / 10
 
 
 @pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
 def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
-    """The mean of 100 gradients of 32 pairs a prompt from the real sampler, per-token mixture and all, against the exact one.
+    """The mean of 100 gradients of 32 pairs a prompt from the real sampler, per-token mixture and
+    all, against the exact one.
 
-    Compared along 20 fixed random directions of parameter space: all within 4 standard errors (false alarm 20 x 6e-5).
+    Compared along 20 fixed random directions of parameter space: all within 4 standard errors
+    (false alarm 20 x 6e-5).
     """
     exact = slope(exact_loss(away, w, method, TAU, beta, per_token_mixture), away)
     generator = torch.Generator().manual_seed(2)
     directions = torch.randn(20, len(exact), generator=generator, dtype=torch.float64)
-    many = torch.stack(
-        [
-            directions @ slope(sampled_loss(away, w, method, TAU, beta, 32, generator), away)
-            for _ in range(100)
-        ]
-    )
+    many = []
+    for _ in range(100):
+        drawn = sampled_loss(away, w, method, TAU, beta, 32, generator)
+        many.append(directions @ slope(drawn, away))
+    many = torch.stack(many)
     assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 100**0.5).all()
 
 
 def test_sampled_training_approaches_the_equilibrium(w):
-    """150 steps of online IPO on 64 pairs a prompt from the real sampler: at most 0.15 in total variation is left of 0.21.
+    """150 steps of online IPO on 64 pairs a prompt from the real sampler: at most 0.15 in total
+    variation is left of 0.21.
 
-    Sampling error decides here, not bias: the gradients are unbiased (above), and the exact ones arrive.
+    Sampling error decides here, not bias: the gradients are unbiased (above), and the exact ones
+    arrive.
     """
-    for log_pi in train(w, ipo, TAU, steps=150, rate=2e-3, pairs=64):
-        pass
+    *_, log_pi = train(w, ipo, TAU, steps=150, rate=2e-3, pairs=64)
     target = solve(w, TAU)
     left, start = total_variation(log_pi, target).mean(), total_variation(w.log_ref, target).mean()
     print(f"total variation {left:.3f}, {start:.3f} at the start")

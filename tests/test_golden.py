@@ -1,13 +1,15 @@
-"""Every number of the main job, as it was when tests/golden.json was written: three float64 steps of each method, and the stages.
+"""Every number of the main job, as it was when tests/golden.json was written: three float64 steps
+of each method, and the stages.
 
-A refactoring changes none of them. Where a number is meant to change, raise the constant that the message names, so that kept stages,
-checkpoints and results of before are not taken for new ones, and write the file anew:
+A refactoring changes none of them. Where a number is meant to change, raise the constant that the
+message names, so that kept stages, checkpoints and results of before are not taken for new ones,
+and write the file anew:
     GOLDEN=write python -m pytest -q tests/test_golden.py
-Weights are filled from uniform numbers, not by transformers' initialisation, so that no other version of it changes them. Floats are
-compared to 1e-9 relative: another machine adds in another order.
+Weights are filled from uniform numbers, not by transformers' initialisation, so that no other
+version of it changes them. Floats are compared to 1e-9 relative: another machine adds in another
+order.
 """
 
-import contextlib
 import copy
 import json
 import os
@@ -21,7 +23,9 @@ import data
 import evaluate
 import policy as policies
 import preference_model
-import train
+from clock import Clock, align
+from job import stages as job_stages
+from job.options import find_method, parse
 
 FILE = Path(__file__).with_name("golden.json")
 ONLINE = ("ipo", "ipo_md", "nash_md", "dpo", "slic", "rl")
@@ -41,14 +45,17 @@ def fill(model, seed, scale=0.6):
 
 
 def checksum(weights):
-    """Two float64 sums over named tensors that any change of a weight moves: plain and with weights that depend on the place."""
+    """Two float64 sums over named tensors that any change of a weight moves.
+
+    Plain and with weights that depend on the place.
+    """
     flat = torch.cat([weights[name].double().flatten() for name in sorted(weights)])
     place = torch.cos(torch.arange(len(flat), dtype=torch.float64))
     return [flat.abs().sum().item(), (flat * place).sum().item()]
 
 
 def gpt2(seed):
-    """A GPT-2 of one layer and width 16 that speaks the built-in task's words, and ends about half of its responses."""
+    """A GPT-2 of width 16 with the built-in task's words, which ends about half of its responses."""
     model = fill(policies.build("tiny", data.BuiltIn(0).tokenizer, 128, 0), seed)
     with torch.no_grad():
         model.transformer.wte.weight[0] = (
@@ -65,79 +72,53 @@ def small():
 
 
 def three_steps(case):
-    """Ids, labels, losses, gradient norms of three steps and the weights' checksum after each, for a method online or offline."""
+    """Ids, labels, losses, gradient norms and the weights' checksum after each of three steps."""
     loss, *offline = case.split()
-    argv = [
-        "--loss",
-        loss,
-        "--batch-size",
-        "4",
-        "--lr",
-        "1e-2",
-        "--device",
-        "cpu",
-        *(["--offline"] if offline else []),
-    ]
-    options = train.arguments(argv)
+    argv = ["--loss", loss, "--batch-size", "4", "--lr", "1e-2", "--device", "cpu"]
+    if offline:
+        argv.append("--offline")
+    options, method = parse(argv), find_method(loss)
     task, reference = data.BuiltIn(0), gpt2(1).requires_grad_(False)
     policy = copy.deepcopy(reference).requires_grad_(True)
-    model = fill(
-        preference_model.PreferenceModel(reference, pairwise=loss != "rl"), 2
-    ).requires_grad_(False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
-    steps = {}
-    for step in range(3):
-        pairs = train.draw(
-            options, task, policy, reference, model.gap if loss == "rl" else model, step
+    rewards = method.LABEL == "reward"
+    model = fill(preference_model.PreferenceModel(reference, pairwise=not rewards), 2)
+    model.requires_grad_(False)
+    preference = model.logit if rewards else model
+    weights = {}
+    clock = Clock(0, 1, 2, after=lambda step: weights.update({step: checksum(policy.state_dict())}))
+    align(clock, options, task, policy, reference, preference)
+    found = {}
+    for step, (prompt, y, y_other, label) in clock.pairs.items():
+        ids = [part.lists() for part in (prompt, y, y_other)]
+        found[f"step {step}"] = dict(
+            clock.numbers[step], ids=ids, labels=label.tolist(), weights=weights[step]
         )
-        numbers = train.update(options, policy, reference, optimizer, pairs)
-        ids = [
-            [row[keep].tolist() for row, keep in zip(*part[:2], strict=True)] for part in pairs[:3]
-        ]
-        steps[f"step {step}"] = dict(
-            numbers, ids=ids, labels=pairs[3].tolist(), weights=checksum(policy.state_dict())
-        )
-    return steps
+    return found
 
 
 def stages(folder, monkeypatch):
-    """What three steps of each stage leave: the supervised policy, the preference model and the reward, with their held-out numbers."""
-    argv = [
-        "--supervised-steps",
-        "3",
-        "--preference-steps",
-        "3",
-        "--device",
-        "cpu",
-        "--stages",
-        str(folder),
-    ]
-    options, task = train.arguments(argv), data.BuiltIn(0)
-    start, reference, empty = (
-        gpt2(1),
-        gpt2(3).requires_grad_(False),
-        preference_model.PreferenceModel,
-    )
+    """What three steps of each stage leave.
+
+    The supervised policy, the preference model and the reward, with their held-out numbers.
+    """
+    argv = "--supervised-steps 3 --preference-steps 3 --device cpu --stages".split()
+    options, task = parse([*argv, str(folder)]), data.BuiltIn(0)
+    start, reference = gpt2(1), gpt2(3).requires_grad_(False)
+    empty = preference_model.PreferenceModel
+
+    def filled(body, pairwise=True):
+        return fill(empty(body, pairwise), 2)
+
     monkeypatch.setattr(policies, "build", lambda *_: start)
-    monkeypatch.setattr(
-        preference_model,
-        "PreferenceModel",
-        lambda body, pairwise=True: fill(empty(body, pairwise), 2),
-    )
-    _, path = train.supervised(options, task, None, "built-in")
+    monkeypatch.setattr(preference_model, "PreferenceModel", filled)
+    _, path = job_stages.supervised(options, task, None, "built-in")
     found = {"supervised": {"weights": weights_in(path)}}
     for name, pairwise in (("preference", True), ("reward", False)):
-        with contextlib.suppress(
-            RuntimeError
-        ):  # it keeps its float64 weights, but is read into a model filled anew
-            _, path = train.preference(
-                options, task, reference, "reference", "preference", pairwise
-            )
-        (path,) = Path(folder).glob(f"{name}-*")
-        found[name] = {
-            "weights": weights_in(path),
-            "held out": json.loads((path / "accuracy.json").read_text()),
-        }
+        _, path = job_stages.preference(
+            options, task, reference, "reference", "preference", pairwise
+        )
+        held_out = json.loads((Path(path) / "accuracy.json").read_text())
+        found[name] = {"weights": weights_in(path), "held out": held_out}
     return found
 
 
@@ -156,16 +137,16 @@ def measured():
 def same(found, wanted):
     """Equal, with floats equal to 1e-9 relative."""
     if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(
-            same(found[name], wanted[name]) for name in wanted
-        )
+        if found.keys() != wanted.keys():
+            return False
+        return all(same(found[name], wanted[name]) for name in wanted)
     if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(
-            same(one, other) for one, other in zip(found, wanted, strict=True)
-        )
-    return found == (
-        pytest.approx(wanted, rel=1e-9, abs=1e-12) if isinstance(wanted, float) else wanted
-    )
+        if len(found) != len(wanted):
+            return False
+        return all(same(one, other) for one, other in zip(found, wanted, strict=True))
+    if isinstance(wanted, float):
+        return found == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    return found == wanted
 
 
 def compare(name, found, constant):
@@ -174,12 +155,11 @@ def compare(name, found, constant):
     found = json.loads(json.dumps(found))
     if os.environ.get("GOLDEN") == "write":
         golden[name] = found
-        lines = [
-            f"{json.dumps(key)}: {json.dumps(golden[key])}" for key in sorted(golden)
-        ]  # a line a case
+        # A line a case.
+        lines = [f"{json.dumps(key)}: {json.dumps(golden[key])}" for key in sorted(golden)]
         FILE.write_text("{" + ",\n".join(lines) + "}\n")
     for key, wanted in golden[name].items():
-        advice = f"if that was meant, raise {constant!r} in train.VERSIONS and write the file anew (see this file's head)"
+        advice = f"if that was meant, raise {constant!r} in job/versions.py; see this file's head"
         assert same(found[key], wanted), (
             f"{name}, {key}: {found[key]} where it was {wanted}; {advice}"
         )
@@ -201,7 +181,10 @@ def test_measure():
 
 
 def test_a_changed_number_is_noticed(monkeypatch):
-    """Relative 1e-8 in a loss, or one id, is another number; the message names the constant. A missing key is noticed, too."""
+    """Relative 1e-8 in a loss, or one id, is another number.
+
+    The message names the constant. A missing key is noticed, too.
+    """
     assert same({"a": [1.0, 2]}, {"a": [1.0 + 1e-12, 2]})
     assert (
         not same({"a": [1.0, 2]}, {"a": [1.0 + 1e-8, 2]})

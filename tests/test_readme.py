@@ -1,4 +1,7 @@
-"""README.md: what it names exists, and its quick commands run. Renaming a function that the map names fails here."""
+"""README.md.
+
+What it names exists, and its quick commands run. Renaming a function that the map names fails here.
+"""
 
 import ast
 import re

@@ -1,14 +1,13 @@
-"""A run that is stopped at any moment and resumed is the run it would have been, bit for bit; nothing finished is lost.
+"""A run that is stopped at any moment and resumed is the run it would have been, bit for bit.
 
-Children are forked, so that torch is imported once; each runs train.main on one thread. Tiny models: what is tested is the order of
-writes, not the training.
+Children are forked, so that torch is imported once; each runs train.main on one thread. Tiny
+models: what is tested is the order of writes, not the training. Unix only: Windows has no fork.
 """
 
 import json
 import os
 import pickle
 import random
-import resource
 import signal
 import sys
 import time
@@ -17,23 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ipo_md
 import policy as policies
 import train
+from job import run as runs
+from job import stages
 
-STEPS = [
-    "--supervised-steps",
-    "40",
-    "--preference-steps",
-    "40",
-    "--steps",
-    "30",
-    "--save-every",
-    "4",
-    "--batch-size",
-    "4",
-    "--eval-prompts",
-    "8",
-]
+resource = pytest.importorskip("resource")  # Unix only
+
+STEPS = "--supervised-steps 40 --preference-steps 40 --steps 30 --save-every 4".split()
+STEPS += "--batch-size 4 --eval-prompts 8 --device cpu".split()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,16 +37,8 @@ def small():
 
 
 def options(folder, *more):
-    return [
-        *STEPS,
-        "--device",
-        "cpu",
-        "--stages",
-        str(folder / "stages"),
-        "--out",
-        str(folder / "run"),
-        *more,
-    ]
+    places = ["--stages", str(folder / "stages"), "--out", str(folder / "run")]
+    return [*STEPS, *places, *more]
 
 
 def result(folder):
@@ -103,8 +87,34 @@ def fork(work):
     return pid
 
 
+def between(monkeypatch, action):
+    """Calls action(step) in every step, between the draw of its pairs and the update."""
+    evidence = runs.Run.evidence
+
+    def watched(self, step, *pairs):
+        action(step)
+        return evidence(self, step, *pairs)
+
+    monkeypatch.setattr(runs.Run, "evidence", watched)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(*argv):
+    """Runs the job in a child, which must die of SIGKILL."""
+    return os.waitpid(fork(lambda: train.main([*argv])), 0)[1] == signal.SIGKILL
+
+
+def names_of(folder):
+    """The checkpoints of a run's folder."""
+    return [os.path.basename(path) for path in runs.checkpoints(folder)]
+
+
 def test_killed_at_random_moments(whole, tmp_path):
-    """SIGKILL at five random moments, one in each fifth of the run's time and so in the stages, too; then it is let go to its end."""
+    """SIGKILL at five random moments, one in each fifth of the run's time and so in the stages,
+    too; then it is let go to its end."""
     rng, begun = random.Random(5), time.time()
     for fifth in range(5):
         pid = fork(lambda: train.main(options(tmp_path, "--resume")))
@@ -113,51 +123,52 @@ def test_killed_at_random_moments(whole, tmp_path):
         os.waitpid(pid, 0)
     assert train.main(options(tmp_path, "--resume")) == 0
     assert same(result(tmp_path), whole[1]), f"after {time.time() - begun:.0f} s"
-    assert (
-        not list((tmp_path / "stages").glob("*.tmp"))
-        and len(train.checkpoints(tmp_path / "run")) == 2
-    )
+    left = list((tmp_path / "stages").iterdir())
+    assert len(left) == 2 and not [path for path in left if path.suffix]
+    assert len(runs.checkpoints(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 17, 29])
 def test_killed_in_a_step(whole, started, monkeypatch, step):
-    """SIGKILL between a step's draw and its update: before the first checkpoint, around one, and in the last step."""
-    draw = train.draw
-    monkeypatch.setattr(
-        train,
-        "draw",
-        lambda *given: os.kill(os.getpid(), signal.SIGKILL) if given[-1] == step else draw(*given),
-    )
-    assert (
-        os.waitpid(fork(lambda: train.main(options(started, "--resume"))), 0)[1] == signal.SIGKILL
-    )
+    """SIGKILL between a step's draw and its update: before the first checkpoint, around one, and in
+    the last step."""
+    between(monkeypatch, lambda now: kill() if now == step else None)
+    assert killed(*options(started, "--resume"))
     monkeypatch.undo()
     assert train.main(options(started, "--resume")) == 0
     assert same(result(started), whole[1])
 
 
 def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
-    """SIGKILL before a checkpoint gets its name, and before a stage does: the unfinished folder is not taken for a finished one."""
-    publish = train.publish
-    for name in ("checkpoint-000008", "preference"):
-        monkeypatch.setattr(
-            train,
-            "publish",
-            lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if name in str(b) else publish(a, b),
-        )
-        stages = ["--stages", str(started / "own")] if name == "preference" else []
-        assert (
-            os.waitpid(fork(lambda: train.main(options(started, "--resume", *stages))), 0)[1]
-            == signal.SIGKILL
-        )
-        monkeypatch.undo()
-    assert train.main(options(started, "--resume", "--stages", str(started / "own"))) == 0
+    """SIGKILL before a checkpoint gets its name, and before a stage does: the unfinished folder is
+    not taken for a finished one."""
+    publish = runs.publish
+
+    def stops_at(name):
+        def publishes(unfinished, path):
+            if name in str(path):
+                kill()
+            publish(unfinished, path)
+
+        for module in (runs, stages):
+            monkeypatch.setattr(module, "publish", publishes)
+
+    own = ["--stages", str(started / "own")]
+    stops_at("checkpoint-000008")
+    assert killed(*options(started, "--resume"))
+    stops_at("preference")
+    assert killed(*options(started, "--resume", *own))
+    monkeypatch.undo()
+    assert train.main(options(started, "--resume", *own)) == 0
     assert "resumed at step 4" in capsys.readouterr().out and same(result(started), whole[1])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "state", "pickle"])
 def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
-    """A warning, the one before is used, and the end is the same. A pickle with the right hash is refused unread."""
+    """A warning, the one before is used, and the end is the same.
+
+    A pickle with the right hash is refused unread.
+    """
     assert train.main(options(started)) == 0
     (started / "run" / "summary.json").unlink()
     before, newest = (started / "run" / f"checkpoint-0000{step}" for step in (28, 30))
@@ -170,7 +181,7 @@ def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     else:
         (newest / "optimizer.pt").write_bytes(pickle.dumps(Evil(tmp_path / "evil")))
         state = json.loads((newest / "state.json").read_text())
-        state["files"]["optimizer.pt"] = train.file_hash(newest / "optimizer.pt")
+        state["files"]["optimizer.pt"] = runs.file_hash(newest / "optimizer.pt")
         (newest / "state.json").write_text(json.dumps(state))
     capsys.readouterr()
     assert train.main(options(started, "--resume")) == 0
@@ -194,101 +205,99 @@ class Evil:
 
 
 def test_another_run_is_not_resumed(started, capsys, monkeypatch):
-    """Other options, another reference under the same name: an error that names the difference; the checkpoints stay."""
-    draw = train.draw
-    monkeypatch.setattr(
-        train, "draw", lambda *given: draw(*given) if given[-1] < 9 else train.fail("stopped")
-    )
+    """Other options, another version, another reference under the same name: an error that names
+    the difference; the checkpoints stay."""
+
+    def stops(step):
+        if step == 9:
+            raise ValueError("stopped")
+
+    between(monkeypatch, stops)
     assert train.main(options(started)) == 2
     monkeypatch.undo()
-    kept = train.checkpoints(started / "run")
-    for more, word in (
-        (["--tau", "0.5"], "tau 0.03 there, 0.5 here"),
-        (["--data-seed", "1"], "data_seed"),
-        (["--steps", "31"], "steps"),
-    ):
+    kept = runs.checkpoints(started / "run")
+
+    def refused(word, *more):
         capsys.readouterr()
-        assert (
-            train.main(options(started, "--resume", *more)) == 2 and word in capsys.readouterr().err
-        )
-    assert train.main(options(started)) == 2 and "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(
-        train,
-        "file_hash",
-        lambda path, right=train.file_hash: "0" * 64 if "supervised" in str(path) else right(path),
-    )
-    assert (
-        train.main(options(started, "--resume")) == 2
-        and "another reference" in capsys.readouterr().err
-    )
-    assert train.checkpoints(started / "run") == kept and len(kept) == 2
+        return train.main(options(started, *more)) == 2 and word in capsys.readouterr().err
+
+    assert refused("tau 0.03 there, 0.5 here", "--resume", "--tau", "0.5")
+    assert refused("data_seed", "--resume", "--data-seed", "1")
+    assert refused("steps", "--resume", "--steps", "31")
+    assert refused("--resume")
+    monkeypatch.setattr(runs, "version", lambda: "1.1.9.1")
+    assert refused("version 1.1.1.1 there, 1.1.9.1 here", "--resume")
+    monkeypatch.undo()
+    file_hash = runs.file_hash
+
+    def other_hash(path):
+        return "0" * 64 if "supervised" in str(path) else file_hash(path)
+
+    monkeypatch.setattr(runs, "file_hash", other_hash)
+    assert refused("another reference", "--resume")
+    assert runs.checkpoints(started / "run") == kept and len(kept) == 2
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(whole, started, monkeypatch, capsys, number, status):
-    """In the alignment: the step is finished, a checkpoint written, and the end after --resume is the same. In a stage: it ends at once.
-    The handlers of before are back afterwards."""
-    draw, handlers = train.draw, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(
-        train,
-        "draw",
-        lambda *given: (os.kill(os.getpid(), number) if given[-1] == 6 else None, draw(*given))[1],
-    )
+    """In the alignment: the step is finished, a checkpoint written, and the end after --resume is
+    the same. In a stage: it ends at once. The handlers of before are back afterwards."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    between(monkeypatch, lambda step: os.kill(os.getpid(), number) if step == 6 else None)
     assert train.main(options(started)) == status
     assert "--resume" in capsys.readouterr().err.splitlines()[-1]
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
-        "checkpoint-000004",
-        "checkpoint-000007",
-    ]
+    assert names_of(started / "run") == ["checkpoint-000004", "checkpoint-000007"]
     monkeypatch.undo()
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
-    monkeypatch.setattr(policies, "fit", lambda *given, **named: os.kill(os.getpid(), number))
+
+    def comes_in_a_stage(*given, **named):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(policies, "minimise", comes_in_a_stage)
     assert train.main(options(started / "other")) == status
-    assert not [path for path in (started / "other" / "stages").iterdir() if path.suffix != ".tmp"]
+    left = (started / "other" / "stages").iterdir()
+    assert not [path for path in left if path.suffix != ".tmp"]
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_a_second_signal_ends_at_once(started, monkeypatch):
     """Two in one step: the step is given up, no checkpoint is written for it."""
-    draw = train.draw
-    monkeypatch.setattr(
-        train,
-        "draw",
-        lambda *given: (
-            [os.kill(os.getpid(), signal.SIGINT) for _ in range(2 * (given[-1] == 6))],
-            draw(*given),
-        )[1],
-    )
+
+    def twice(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    between(monkeypatch, twice)
     assert train.main(options(started)) == 130
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
-        "checkpoint-000004"
-    ]
+    assert names_of(started / "run") == ["checkpoint-000004"]
 
 
 def test_a_full_disk(whole, started, monkeypatch):
-    """A write that fails half-way (RLIMIT_FSIZE in a child, at the second checkpoint): exit 2, the first one is whole, the run goes on."""
-    save = train.save
+    """A write that fails half-way (RLIMIT_FSIZE in a child, at the second checkpoint): exit 2, the
+    first one is whole, the run goes on."""
+    save = runs.Run.save
 
-    def limited(*given):
-        if given[-1]["step"] == 8:
+    def limited(self, policy, optimizer, step):
+        if step == 8:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-        save(*given)
+        save(self, policy, optimizer, step)
 
-    monkeypatch.setattr(train, "save", limited)
+    monkeypatch.setattr(runs.Run, "save", limited)
     read, write = os.pipe()
-    pid = fork(
-        lambda: (setattr(sys, "stderr", os.fdopen(write, "w", 1)), train.main(options(started)))[1]
-    )
+
+    def work():
+        sys.stderr = os.fdopen(write, "w", 1)
+        return train.main(options(started))
+
+    pid = fork(work)
     os.close(write)
     with os.fdopen(read) as pipe:
         error = pipe.read().splitlines()[-1]
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2 and error.startswith(
-        "train.py: error: cannot write"
-    )
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert error.startswith("train.py: error: cannot write")
     monkeypatch.undo()
-    assert [os.path.basename(path) for path in train.checkpoints(started / "run")] == [
-        "checkpoint-000004"
-    ]
+    assert names_of(started / "run") == ["checkpoint-000004"]
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
 
 
@@ -304,9 +313,11 @@ def test_a_folder_that_cannot_be_written(started, capsys):
 def test_two_runs_on_one_folder(started, capsys):
     """The second refuses and changes nothing; the lock is gone with a process that was killed."""
     held, ready = os.pipe()
+    folder = started / "run"
+    folder.mkdir()
 
     def hold():
-        with train.locked(started / "run"):
+        with runs.locked(folder / runs.LOCK):
             os.write(ready, b"x")
             time.sleep(60)
 
@@ -314,17 +325,37 @@ def test_two_runs_on_one_folder(started, capsys):
     os.read(held, 1)
     assert train.main(options(started)) == 2
     error = capsys.readouterr().err
-    assert (
-        "another run" in error and error.count("\n") == 1 and not list((started / "run").iterdir())
-    )
+    assert "another run" in error and error.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == [runs.LOCK]
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    with train.locked(started / "run"):
+    with runs.locked(folder / runs.LOCK, folder):
         pass
+    assert not list(folder.iterdir())
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    """Eight processes count in one file, each time under the lock, which is removed each time."""
+    (tmp_path / "number").write_text("0")
+
+    def work():
+        for _ in range(20):
+            with runs.locked(tmp_path / "lock"):
+                number = int((tmp_path / "number").read_text())
+                time.sleep(0.001)
+                (tmp_path / "number").write_text(str(number + 1))
+        return 0
+
+    pids = [fork(work) for _ in range(8)]
+    assert not any(os.waitpid(pid, 0)[1] for pid in pids)
+    assert (tmp_path / "number").read_text() == "160" and not (tmp_path / "lock").exists()
 
 
 def test_two_runs_share_the_making_of_a_stage(tmp_path):
-    """Started together in an empty folder: one makes the stages, the other waits and takes them; both end alike."""
+    """Started together in an empty folder.
+
+    One makes the stages, the other waits and takes them; both end alike.
+    """
     pids = [
         fork(lambda: train.main(options(tmp_path, "--out", str(tmp_path / name))))
         for name in ("a", "b")
@@ -337,29 +368,35 @@ def test_two_runs_share_the_making_of_a_stage(tmp_path):
 
 
 def test_a_loss_that_is_not_finite(whole, started, monkeypatch, capsys):
-    """NaN from the loss, or only from its gradient: the step and a file with its prompts are named; the last checkpoint goes on to the
-    same end."""
-    loss, draw, now = train.METHODS["ipo_md"].loss, train.draw, []
-    monkeypatch.setattr(train, "draw", lambda *given: (now.append(given[-1]), draw(*given))[1])
-    for bad in (
-        lambda value: value * float("nan"),
-        lambda value: value + 0 * torch.sqrt(value - value),
-    ):
-        monkeypatch.setattr(
-            train.METHODS["ipo_md"],
-            "loss",
-            lambda *given: bad(loss(*given)) if now[-1] == 9 else loss(*given),
-        )
+    """NaN from the loss, or only from its gradient: the step and a file with its prompts are named;
+    the last checkpoint goes on to the same end."""
+    loss, now = ipo_md.loss, []
+    between(monkeypatch, now.append)
+
+    def nan(value):
+        return value * float("nan")
+
+    def nan_in_the_gradient(value):
+        return value + 0 * torch.sqrt(value - value)
+
+    def bad_at_step_9(bad):
+        def bad_loss(*given, **constants):
+            value = loss(*given, **constants)
+            return bad(value) if now[-1] == 9 else value
+
+        monkeypatch.setattr(ipo_md, "loss", bad_loss)
+
+    for bad in (nan, nan_in_the_gradient):
+        bad_at_step_9(bad)
         assert train.main(options(started, "--resume")) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("train.py: error: step 9: ") and "step-9.json" in error
         kept = json.loads((started / "run" / "step-9.json").read_text())
-        assert (
-            len(kept["text"]) == len(kept["y"]) == len(kept["y_other"]) == len(kept["label"]) == 4
-            and "tl;dr" in kept["text"][0]
-        )
+        for name in ("text", "y", "y_other", "label"):
+            assert len(kept[name]) == 4
+        assert "tl;dr" in kept["text"][0]
     monkeypatch.undo()
-    assert train.checkpoints(started / "run")[-1].endswith("000008")
+    assert runs.checkpoints(started / "run")[-1].endswith("000008")
     assert train.main(options(started, "--resume")) == 0 and same(result(started), whole[1])
 
 

@@ -1,4 +1,7 @@
-"""The main job end to end, in-process, on tiny models: all losses, reuse, refusals, real files, and what tells methods apart."""
+"""The main job end to end, in-process, on tiny models.
+
+All losses, reuse, refusals, real files, and what tells methods apart.
+"""
 
 import copy
 import json
@@ -8,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from reference_sampler import constant_gpt2, gpt2
 
 import data
 import evaluate
+import ipo
 import policy as policies
 import summaries
 import train
+from clock import Clock, align
+from job.options import find_method, method_names, parse
+from reference_sampler import constant_gpt2, gpt2
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 FEW = [
@@ -81,7 +87,11 @@ def finished(place):
 
 
 def parsed(*options):
-    return train.arguments([*FEW, "--out", "unused", *options])
+    return parse([*FEW, "--out", "unused", *options])
+
+
+def no_preference(prompt, y, y_other):
+    return torch.zeros(len(y.ids))
 
 
 SPEAKERS = {
@@ -96,21 +106,27 @@ SPEAKERS = {
 
 @pytest.mark.parametrize("loss", SPEAKERS)
 def test_who_draws_y_and_y_other(loss):
-    """At beta = 1 the mixture is the reference. A policy that always says word 1 and a reference that always says word 2 show who
-    spoke: Table 1's sampling column, through the trainer's own draw."""
-    task = types.SimpleNamespace(prompts=data.BuiltIn(0).prompts, max_response=3)
+    """At beta = 1 the mixture is the reference. A policy that always says word 1 and a reference
+    that always says word 2 show who spoke: Table 1's sampling column, through the trainer's own
+    loop."""
+    task = types.SimpleNamespace(prompts=data.BuiltIn(0).prompts, max_response=3, judge=None)
     says = [torch.full((120,), -50.0) for _ in range(2)]
     says[0][1] = says[1][2] = 50.0
     policy, reference = (wide(law) for law in says)
-    options = parsed("--loss", loss, *(["--beta", "1"] if loss in train.BETA else []))
-    _, y, other, _ = train.draw(options, task, policy, reference, lambda *pair: torch.zeros(4), 0)
+    mixes = hasattr(find_method(loss), "BETA")
+    options = parsed("--loss", loss, *(["--beta", "1"] if mixes else []))
+    clock = align(Clock(0), options, task, policy, reference, no_preference)
+    _, y, other, _ = clock.pairs[0]
     for tokens, word in zip((y, other), SPEAKERS[loss], strict=True):
-        assert (tokens[0] == word).all() and tokens[0].shape == (4, 3)
+        assert (tokens.ids == word).all() and tokens.ids.shape == (4, 3)
 
 
 @torch.no_grad()
 def wide(law):
-    """A model with the built-in task's room that follows one law: words and limits of the small one do not fit its posts."""
+    """A model with the built-in task's room that follows one law.
+
+    Words and limits of the small one do not fit its posts.
+    """
     config = transformers.GPT2Config(
         vocab_size=120,
         n_positions=128,
@@ -128,40 +144,37 @@ def wide(law):
 
 
 def test_all_methods_see_the_same_prompts_and_the_same_first_responses():
-    """At every step the prompts are one and the same for all losses, and other prompts at the next step. At step 0, when policy and
-    reference are equal, so are all responses (mixing equal logits moves them by one rounding, 1e-7); with --seed they change,
-    the prompts do not."""
+    """At every step the prompts are one and the same for all losses, and other prompts at the next
+    step. At step 0, when policy and reference are equal, so are all responses (mixing equal logits
+    moves them by one rounding, 1e-7); with --seed they change, the prompts do not."""
     task = data.BuiltIn(0)
     start = policies.build("tiny", task.tokenizer, 128, 0)
     moved = policies.build("tiny", task.tokenizer, 128, 1)
 
     def pairs(loss, step, policy, *more):
-        return train.draw(
-            parsed("--loss", loss, *more), task, policy, start, lambda *pair: torch.zeros(4), step
-        )
+        options, policy = parsed("--loss", loss, *more), copy.deepcopy(policy)
+        return align(Clock(step), options, task, policy, start, no_preference).pairs[step]
 
     first = pairs("ipo", 0, start)
-    for loss in train.METHODS:
-        prompt, y, other, _ = pairs(loss, 0, start)
-        for tokens, expected in ((prompt, first[0]), (y, first[1]), (other, first[2])):
-            assert all(torch.equal(a, b) for a, b in zip(tokens[:2], expected[:2], strict=True)), (
-                loss
-            )
-    assert not torch.equal(first[1][0], first[2][0]), "y and y' are two draws"
+    for loss in method_names():
+        for tokens, expected in zip(pairs(loss, 0, start)[:3], first[:3], strict=True):
+            assert torch.equal(tokens.ids, expected.ids), loss
+            assert torch.equal(tokens.mask, expected.mask), loss
+    assert not torch.equal(first[1].ids, first[2].ids), "y and y' are two draws"
     later = pairs("ipo", 2, moved)
-    for loss in train.METHODS:
-        assert torch.equal(pairs(loss, 2, moved)[0][0], later[0][0]), loss
-    assert not torch.equal(later[0][0], first[0][0])
+    for loss in method_names():
+        assert torch.equal(pairs(loss, 2, moved)[0].ids, later[0].ids), loss
+    assert not torch.equal(later[0].ids, first[0].ids)
     other_seed = pairs("ipo", 0, start, "--seed", "1")
-    assert torch.equal(other_seed[0][0], first[0][0]) and not torch.equal(
-        other_seed[1][0], first[1][0]
-    )
+    assert torch.equal(other_seed[0].ids, first[0].ids)
+    assert not torch.equal(other_seed[1].ids, first[1].ids)
 
 
 @pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
 def test_micro_batches_change_no_gradient(loss):
-    """Seven pairs of different lengths at once, and in parts of 1, 2, 3 and 5: the gradient, in float64, to 1e-6 relative as promised
-    (it is some 1e-15). A mean of means over the uneven parts, or a mean over tokens, is off by per cents."""
+    """Seven pairs of different lengths at once, and in parts of 1, 2, 3 and 5: the gradient, in
+    float64, to 1e-6 relative as promised (it is some 1e-15). A mean of means over the uneven parts,
+    or a mean over tokens, is off by per cents."""
     model, reference = gpt2(0), gpt2(1).requires_grad_(False)
     prompt = policies.pad([[1, 2, 3], [2], [4, 4], [1], [3, 2], [2, 2, 2, 1], [4]], "left", 0)
     y = policies.pad([[1, 0], [2, 3, 4, 1], [0], [4, 4, 0], [1, 1, 1], [3, 0], [2, 0]], "right", 0)
@@ -170,54 +183,39 @@ def test_micro_batches_change_no_gradient(loss):
     )
     label = torch.tensor([0.9, 0.1, 0.7, 0.5, 1.0, 0.3, 0.6], dtype=torch.float64)
     gradients, numbers = [], []
-    for size in ([], *(["--micro-batch-size", str(n)] for n in (1, 2, 3, 5))):
+    for size in (None, 1, 2, 3, 5):
+        options = parsed("--loss", loss)
+        options.micro_batch_size = size
         policy = copy.deepcopy(model)
         still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
-        numbers.append(
-            train.update(
-                parsed("--loss", loss, *size), policy, reference, still, (prompt, y, other, label)
-            )
-        )
+        pairs = (prompt, y, other, label)
+        numbers.append(train.update(options, find_method(loss), policy, reference, still, *pairs))
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for gradient, line in zip(gradients[1:], numbers[1:], strict=True):
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
-        assert line["loss"] == pytest.approx(numbers[0]["loss"], rel=1e-6) and line[
-            "grad_norm"
-        ] == pytest.approx(numbers[0]["grad_norm"], rel=1e-6)
+        assert line["loss"] == pytest.approx(numbers[0]["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(numbers[0]["grad_norm"], rel=1e-6)
     assert gradients[0].norm() > 1e-3
 
 
 def test_a_step_learns_from_the_policy_alone():
-    """After one step: the policy has moved and the reference has not, shares no storage with it and has no gradient; the labels got
-    none either. The numbers of the step are those of the pairs: with policy = reference IPO's loss is 1/(4 tau^2)."""
+    """After one step: the policy has moved and the reference has not, shares no storage with it and
+    has no gradient; the labels got none either. The numbers of the step are those of the pairs:
+    with policy = reference IPO's loss is 1/(4 tau^2)."""
     reference = gpt2(0).requires_grad_(False)
-    policy, before = (
-        copy.deepcopy(reference).requires_grad_(True),
-        copy.deepcopy(reference.state_dict()),
-    )
-    assert not {p.data_ptr() for p in policy.parameters()} & {
-        p.data_ptr() for p in reference.parameters()
-    }
-    prompt, y, other = (
-        policies.pad([[1], [2]], "left", 0),
-        policies.pad([[1, 2, 0], [2, 0]], "right", 0),
-        policies.pad([[1, 2, 0], [3, 1, 0]], "right", 0),
-    )
+    policy = copy.deepcopy(reference).requires_grad_(True)
+    before = copy.deepcopy(reference.state_dict())
+    storage = {parameter.data_ptr() for parameter in reference.parameters()}
+    assert not storage & {parameter.data_ptr() for parameter in policy.parameters()}
+    prompt = policies.pad([[1], [2]], "left", 0)
+    y = policies.pad([[1, 2, 0], [2, 0]], "right", 0)
+    other = policies.pad([[1, 2, 0], [3, 1, 0]], "right", 0)
     label = torch.tensor([0.5, 0.9], dtype=torch.float64)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    line = train.update(
-        parsed("--loss", "ipo", "--tau", "0.5"),
-        policy,
-        reference,
-        optimizer,
-        (prompt, y, other, label),
-    )
-    assert (
-        line["loss"] == pytest.approx(1.0, rel=1e-12)
-        and line["log_ratio"] == 0
-        and line["length"] == 2.5
-        and line["same"] == 0.5
-    )
+    options = parsed("--loss", "ipo", "--tau", "0.5")
+    line = train.update(options, ipo, policy, reference, optimizer, prompt, y, other, label)
+    assert line["loss"] == pytest.approx(1.0, rel=1e-12) and line["log_ratio"] == 0
+    assert line["length"] == 2.5 and line["same"] == 0.5
     assert line["label"] == pytest.approx(0.7, rel=1e-12) and line["grad_norm"] > 0
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
     assert not torch.equal(
@@ -227,23 +225,19 @@ def test_a_step_learns_from_the_policy_alone():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    """A NaN label is noticed before the weights are: FloatingPointError, and the policy is as it was."""
+    """A NaN label is noticed before the weights are.
+
+    FloatingPointError, and the policy is as it was.
+    """
     policy = gpt2(0)
     before = copy.deepcopy(policy.state_dict())
-    one = (
-        policies.pad([[1]], "left", 0),
-        policies.pad([[1, 0]], "right", 0),
-        policies.pad([[2, 0]], "right", 0),
-    )
+    prompt, y = policies.pad([[1]], "left", 0), policies.pad([[1, 0]], "right", 0)
+    other = policies.pad([[2, 0]], "right", 0)
     label = torch.tensor([float("nan")], dtype=torch.float64)
+    optimizer = torch.optim.AdamW(policy.parameters())
     with pytest.raises(FloatingPointError, match="--lr"):
-        train.update(
-            parsed("--loss", "ipo"),
-            policy,
-            gpt2(1),
-            torch.optim.AdamW(policy.parameters()),
-            (*one, label),
-        )
+        options = parsed("--loss", "ipo")
+        train.update(options, ipo, policy, gpt2(1), optimizer, prompt, y, other, label)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -251,9 +245,10 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 
 def test_measure_against_a_hand_made_judge():
-    """A policy that always says 'word 1' up to the limit against one that always ends at once: the judge that prefers the longer gives
-    win rate 1 and standard error 0; lengths 3 and 1, all unfinished, one distinct response; KL is 3 log(p/q) of the two known laws.
-    1e-5: float32. The same policy against itself has KL 0."""
+    """A policy that always says 'word 1' up to the limit against one that always ends at once: the
+    judge that prefers the longer gives win rate 1 and standard error 0; lengths 3 and 1, all
+    unfinished, one distinct response; KL is 3 log(p/q) of the two known laws. 1e-5: float32. The
+    same policy against itself has KL 0."""
     task = types.SimpleNamespace(
         prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0), max_response=3
     )
@@ -261,7 +256,7 @@ def test_measure_against_a_hand_made_judge():
     talker, quiet = constant_gpt2(law), constant_gpt2(short)
 
     def longer(prompt, y, other):
-        return (y[1].sum(1) > other[1].sum(1)).double()
+        return (y.lengths() > other.lengths()).double()
 
     numbers, kept = evaluate.measure(talker, quiet, longer, task, count=6, chunk=4)
     expected = dict(
@@ -271,18 +266,14 @@ def test_measure_against_a_hand_made_judge():
     assert numbers["kl"] == pytest.approx(
         3 * (torch.log_softmax(law, 0)[1] - torch.log_softmax(short, 0)[1]).item(), rel=1e-5
     )
-    assert len(kept) == 2 and kept[1][0][0].shape[0] == 2
-    halves = evaluate.measure(
-        talker,
-        quiet,
-        lambda prompt, y, other: torch.arange(len(y[0])) % 2 * 1.0,
-        task,
-        count=6,
-        chunk=6,
-    )[0]
-    assert halves["win_rate"] == 0.5 and halves["win_rate_se"] == pytest.approx(
-        (6 * 0.25 / 5 / 6) ** 0.5
-    )
+    assert len(kept) == 2 and kept[1][0].ids.shape[0] == 2
+
+    def every_second(prompt, y, other):
+        return torch.arange(len(y.ids)) % 2 * 1.0
+
+    halves = evaluate.measure(talker, quiet, every_second, task, count=6, chunk=6)[0]
+    assert halves["win_rate"] == 0.5
+    assert halves["win_rate_se"] == pytest.approx((6 * 0.25 / 5 / 6) ** 0.5)
     assert evaluate.measure(quiet, quiet, longer, task, count=4)[0]["kl"] == 0
 
 
@@ -290,8 +281,9 @@ def test_measure_against_a_hand_made_judge():
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    """The files; summary.json's keys with finite numbers in range; metrics.jsonl with a line for each step and the first IPO loss
-    1/(4 tau^2), which only a step-0 log-ratio of exactly 0 gives (1e-5: float32); both models' samples with every annotator's vote."""
+    """The files; summary.json's keys with finite numbers in range; metrics.jsonl with a line for
+    each step and the first IPO loss 1/(4 tau^2), which only a step-0 log-ratio of exactly 0 gives
+    (1e-5: float32); both models' samples with every annotator's vote."""
     assert {path.name for path in finished.iterdir()} >= {
         "policy",
         "config.json",
@@ -324,8 +316,8 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_the_policy_folder_is_an_ordinary_one(finished):
-    """AutoModelForCausalLM and AutoTokenizer open it, and the policy has moved away from the supervised one, which lies in the stages
-    as it was."""
+    """AutoModelForCausalLM and AutoTokenizer open it, and the policy has moved away from the
+    supervised one, which lies in the stages as it was."""
     model = transformers.AutoModelForCausalLM.from_pretrained(finished / "policy")
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "policy")
     assert (
@@ -337,14 +329,16 @@ def test_the_policy_folder_is_an_ordinary_one(finished):
     assert not torch.equal(model.transformer.wte.weight, start.transformer.wte.weight)
 
 
-OTHERS = [["--loss", loss] for loss in train.METHODS if loss != "ipo_md"] + [
-    ["--loss", loss, "--offline"] for loss in train.OFFLINE
-]
+OTHERS = [["--loss", loss] for loss in SPEAKERS if loss != "ipo_md"]
+OTHERS += [["--loss", loss, "--offline"] for loss in ("ipo", "dpo", "slic")]
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=" ".join)
 def test_every_loss_completes_on_the_same_stages(place, finished, options, capsys):
-    """Exit status 0 and a summary; the shared stages are used again, as they were, and the screen says so (rl adds its reward)."""
+    """Exit status 0 and a summary.
+
+    The shared stages are used again, as they were, and the screen says so (rl adds its reward).
+    """
     before, name = content(place / "stages"), "-".join(options).strip("-")
     assert run(place, name, *options) == 0
     out = capsys.readouterr().out
@@ -360,8 +354,8 @@ def test_every_loss_completes_on_the_same_stages(place, finished, options, capsy
 
 
 def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
-    """--loss ipo_md --beta 0 and --loss ipo with one seed end in the same weights, to the bit; --beta 0.125 ends elsewhere, and so does
-    another seed, on the same stages."""
+    """--loss ipo_md --beta 0 and --loss ipo with one seed end in the same weights, to the bit;
+    --beta 0.125 ends elsewhere, and so does another seed, on the same stages."""
     for name, options in (
         ("zero", ["--loss", "ipo_md", "--beta", "0"]),
         ("plain", ["--loss", "ipo"]),
@@ -376,7 +370,10 @@ def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
 
 
 def test_the_same_command_again_prints_the_finished_result(place, finished, capsys):
-    """Nothing is run or written; the screen shows the same summary and says that the run is finished."""
+    """Nothing is run or written.
+
+    The screen shows the same summary and says that the run is finished.
+    """
     before = content(place)
     capsys.readouterr()
     assert run(place, "ipo_md", "--loss", "ipo_md") == 0
@@ -386,7 +383,10 @@ def test_the_same_command_again_prints_the_finished_result(place, finished, caps
 
 
 def test_a_run_that_was_interrupted_goes_on(place, finished, capsys):
-    """A run without its summary (stopped after its last step): refused without --resume, and with it ended with the same weights."""
+    """A run without its summary (stopped after its last step).
+
+    Refused without --resume, and with it ended with the same weights.
+    """
     assert run(place, "again", "--loss", "ipo_md") == 0
     (place / "again" / "summary.json").unlink()
     assert run(place, "again", "--loss", "ipo_md") == 2 and "--resume" in capsys.readouterr().err
@@ -399,8 +399,8 @@ def test_a_run_that_was_interrupted_goes_on(place, finished, capsys):
 
 
 def test_evaluate_compares_two_runs(place, finished, capsys):
-    """evaluate.py on the run and its start, on the same prompts under the panel; swapping them turns a policy's length into the
-    other's. A folder that is none is a one-line error."""
+    """evaluate.py on the run and its start, on the same prompts under the panel; swapping them
+    turns a policy's length into the other's. A folder that is none is a one-line error."""
     (stage,) = (place / "stages").glob("supervised-*")
     capsys.readouterr()
     printed = []
@@ -447,9 +447,10 @@ SMALL = ["--max-prompt-tokens", "12", "--max-response-tokens", "6"]
 
 
 def test_comparisons_alone(place, capsys):
-    """--comparisons FILE alone: the demos are the chosen responses, the tokenizer is made of the data and says so; the judge is a second
-    model reported with its held-out accuracy beside 'longer wins'; evaluate.py compares the result with its start under a judge's
-    folder; --offline learns from the same file; prompts that are too long are counted in one warning."""
+    """--comparisons FILE alone: the demos are the chosen responses, the tokenizer is made of the
+    data and says so; the judge is a second model reported with its held-out accuracy beside 'longer
+    wins'; evaluate.py compares the result with its start under a judge's folder; --offline learns
+    from the same file; prompts that are too long are counted in one warning."""
     files = own_files(place / "csv", "csv")
     assert run(place, "own", "--loss", "ipo_md", "--comparisons", files["comparisons"], *SMALL) == 0
     out = capsys.readouterr().out
@@ -504,7 +505,10 @@ def test_comparisons_alone(place, capsys):
 
 @pytest.mark.parametrize("extension", ["jsonl", "json", "parquet"])
 def test_demos_comparisons_and_prompts(place, extension):
-    """All three options, in each format, with a tokenizer's folder: completes, and the policy speaks that tokenizer's words."""
+    """All three options, in each format, with a tokenizer's folder.
+
+    Completes, and the policy speaks that tokenizer's words.
+    """
     files, own = (
         own_files(place / extension, extension),
         policies.byte_tokenizer(
@@ -538,7 +542,7 @@ def test_demos_comparisons_and_prompts(place, extension):
     not SHARED.is_dir(), reason="the sample of TL;DR lies beside the project only where it was put"
 )
 def test_real_posts(place, capsys):
-    """Reddit posts, GPT-4's comparisons and the GPT-2 tokenizer's folder, which has no configuration: completes with cut prompts."""
+    """Reddit posts, GPT-4's comparisons, the GPT-2 tokenizer: completes with cut prompts."""
     files = [
         "--demos",
         SHARED / "tldr_demos.jsonl",
@@ -623,8 +627,8 @@ def test_a_broken_line_is_named(tmp_path, capsys):
 
 
 def test_another_runs_folder_is_refused(place, finished, capsys):
-    """A different loss, tau or data into a finished run's folder, and any run into a folder of other things: --out is named and what
-    differs; not a byte changes."""
+    """A different loss, tau or data into a finished run's folder, and any run into a folder of
+    other things: --out is named and what differs; not a byte changes."""
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("years of work")
     before = content(place)
@@ -644,7 +648,10 @@ def test_another_runs_folder_is_refused(place, finished, capsys):
 
 
 def test_a_hub_name_without_network(tmp_path, capsys, monkeypatch):
-    """Data and policy by a hub name that cannot be reached: one line each that names the option or the source and says what to do."""
+    """Data and policy by a hub name that cannot be reached.
+
+    One line each that names the option or the source and says what to do.
+    """
     import datasets
     import huggingface_hub
 

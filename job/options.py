@@ -1,0 +1,269 @@
+"""The options of train.py: what may be given, what is refused, and which file is a method.
+
+A single value is checked where argparse reads it, combinations by the plain ifs below. A method is
+found by its file's name, at the top of the tree or in losses/: no table lists them.
+Left out: configuration files. A run's folder holds its options in config.json.
+"""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import math
+import re
+from pathlib import Path
+
+import torch
+
+import policy as policies
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def method_names():
+    """The methods, by name: the files at the top and in losses/ that set TAU."""
+    names = []
+    for folder in (ROOT, ROOT / "losses"):
+        for path in folder.glob("*.py"):
+            if re.search(r"^TAU = ", path.read_text(encoding="utf-8"), re.MULTILINE):
+                names.append(path.stem)
+    return sorted(names)
+
+
+def find_method(name):
+    """The module of a method by its name.
+
+    name:
+        one of method_names(), such as "ipo_md".
+
+    Returns the module; its contract is in losses/README.md.
+    """
+    at_the_top = (ROOT / f"{name}.py").exists()
+    return importlib.import_module(name if at_the_top else f"losses.{name}")
+
+
+def constants(method):
+    """A method's constants that --set may change.
+
+    {name: default}, the keyword defaults of its loss.
+    """
+    found = {}
+    for name, parameter in inspect.signature(method.loss).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+            found[name] = parameter.default
+    return found
+
+
+def positive(text):
+    """A finite number above 0."""
+    return number(text, float, "give a number above 0", lambda value: 0 < value < math.inf)
+
+
+def positive_whole(text):
+    """A whole number above 0."""
+    return number(text, int, "give a whole number above 0", lambda value: 0 < value < 2**63)
+
+
+def whole(text):
+    """A whole number, 0 or more: steps and seeds."""
+    return number(text, int, "give a whole number, 0 or more", lambda value: 0 <= value < 2**63)
+
+
+def weight(text):
+    """A number from 0 to 1."""
+    advice = "give a weight from 0 (policy) to 1 (reference)"
+    return number(text, float, advice, lambda value: 0 <= value <= 1)
+
+
+def number(text, kind, advice, holds):
+    """text as a kind of number for which holds(number); argparse prints the advice otherwise."""
+    with contextlib.suppress(ValueError):
+        value = kind(text)
+        if holds(value):  # NaN fails every comparison
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: {advice}")
+
+
+def assignment(text):
+    """NAME=VALUE as (name, number)."""
+    name, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        return name.strip(), float(value)
+    raise argparse.ArgumentTypeError(f"{text}: give NAME=NUMBER")
+
+
+def fail(message):
+    raise ValueError(message)
+
+
+def parse(argv):
+    """The options of a command line, checked, with the defaults that depend on others filled in.
+
+    argv:
+        the words after train.py, or None for those of the process.
+
+    Returns the options as an argparse.Namespace. Raises ValueError naming the option and what to
+    do.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Aligns a policy with preferences, online, by any of the methods.",
+        allow_abbrev=False,
+    )
+    parser.error = fail  # one line without the usage, like every other error
+    add_method_options(parser.add_argument_group("the method").add_argument)
+    add_data_options(parser.add_argument_group("data and models").add_argument)
+    add_stage_options(parser.add_argument_group("the stages before the alignment").add_argument)
+    add_run_options(parser.add_argument_group("the run").add_argument)
+    options = parser.parse_args(argv)
+    complete(options)
+    return options
+
+
+def add_method_options(add):
+    add("--loss", default="ipo_md", choices=method_names(), help="which method (default ipo_md)")
+    add("--tau", type=positive, help="regularisation strength, above 0; default: the method's TAU")
+    add("--beta", type=weight, help="weight of the reference in the mixture, 0 to 1 (its BETA)")
+    add(
+        "--set",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="another value for a constant of the loss; may be repeated",
+    )
+    add("--offline", action="store_true", help="learn from the recorded comparisons")
+    add("--steps", type=whole, default=200, help="alignment steps (default 200)")
+    add("--lr", type=positive, default=5e-4, help="alignment's learning rate (default 5e-4)")
+    add("--batch-size", type=positive_whole, default=32, help="prompts a step (default 32)")
+    add(
+        "--micro-batch-size",
+        type=positive_whole,
+        help="pairs a backward pass: less memory, the same result (default: the whole batch)",
+    )
+    add("--seed", type=whole, default=0, help="of the alignment (default 0)")
+
+
+def add_data_options(add):
+    add("--demos", help="records prompt, completion: a file or a hub name (default: built-in task)")
+    add(
+        "--comparisons",
+        help="records prompt, chosen, rejected; alone, the chosen responses are the demos",
+    )
+    add("--prompts", help="records prompt, to align and evaluate on (default: the demos')")
+    add(
+        "--policy",
+        default="tiny",
+        help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
+    )
+    add(
+        "--tokenizer",
+        help="folder or hub name, for a policy from scratch on your own data "
+        "(default: a byte-level BPE trained on it)",
+    )
+    add("--data-seed", type=whole, default=0, help="of the shared stages (default 0)")
+    add(
+        "--max-prompt-tokens",
+        type=positive_whole,
+        default=448,
+        help="longer prompts are cut from the left (default 448)",
+    )
+    add(
+        "--max-response-tokens",
+        type=positive_whole,
+        default=48,
+        help="(default 48; the built-in task has its own)",
+    )
+    add("--eval-prompts", type=positive_whole, default=500, help="test prompts (default 500)")
+
+
+def add_stage_options(add):
+    add("--supervised-steps", type=whole, default=900, help="(default 900)")
+    add("--supervised-lr", type=positive, help="(default 3e-3 for tiny, 1e-4 else)")
+    add("--preference-steps", type=whole, default=2000, help="(default 2000)")
+    add("--stages", default="runs/stages", help="where they are kept (default runs/stages)")
+
+
+def add_run_options(add):
+    add("--out", help="run folder (default runs/LOSS-seedSEED)")
+    add(
+        "--save-every",
+        type=positive_whole,
+        default=50,
+        help="steps from checkpoint to checkpoint (default 50)",
+    )
+    add("--keep", type=positive_whole, default=2, help="checkpoints to keep (default 2)")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out from its last checkpoint, or begin it",
+    )
+    add(
+        "--show",
+        action="store_true",
+        help="print two prompts of the first step in text and numbers, and every step's numbers",
+    )
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="bfloat16: autocast; weights and losses stay float32",
+    )
+
+
+def complete(options):
+    """Fills the defaults that depend on other options.
+
+    Raises ValueError for what cannot be combined.
+    """
+    method = find_method(options.loss)
+    options.set = checked_constants(options, method)
+    if options.beta is not None and not hasattr(method, "BETA"):
+        others = [name for name in method_names() if hasattr(find_method(name), "BETA")]
+        fail(
+            f"--beta {options.beta}: --loss {options.loss} samples no mixture; "
+            f"leave --beta out or take one of {', '.join(others)}"
+        )
+    if options.offline and not method.OFFLINE:
+        others = [name for name in method_names() if find_method(name).OFFLINE]
+        fail(
+            f"--offline: --loss {options.loss} learns from its own samples; "
+            f"take one of {', '.join(others)}"
+        )
+    own_data = options.demos or options.comparisons
+    if not own_data and (options.prompts or options.tokenizer):
+        fail("--prompts and --tokenizer go with your own data; give --comparisons too")
+    if own_data and not options.comparisons:
+        fail("--demos: needs --comparisons to learn a preference model from")
+    if own_data and options.tokenizer and options.policy not in policies.SIZES:
+        fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: no CUDA device is available; take --device cpu")
+
+    if options.tau is None:
+        options.tau = method.TAU
+    if options.beta is None:
+        options.beta = getattr(method, "BETA", 0.0)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.out is None:
+        kind = f"{options.loss}-offline" if options.offline else options.loss
+        options.out = f"runs/{kind}-seed{options.seed}"
+
+
+def checked_constants(options, method):
+    """--set's values by name. Raises ValueError for a name that the method's loss does not have."""
+    known = constants(method)
+    for name, _ in options.set:
+        if name not in known:
+            its_own = ", ".join(f"{key}={value:g}" for key, value in known.items()) or "none"
+            fail(f"--set {name}: --loss {options.loss} has no such constant; it has: {its_own}")
+    return dict(options.set)
+
+
+def precision(options):
+    """Autocast to bfloat16 where --dtype asks for it; else a context that does nothing."""
+    if options.dtype == "bfloat16":
+        return torch.autocast(options.device, torch.bfloat16)
+    return contextlib.nullcontext()

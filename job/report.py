@@ -1,0 +1,209 @@
+"""What a run shows: one step in text and numbers, the samples, the pictures, the results."""
+
+import json
+import os
+
+import torch
+from tqdm import tqdm
+
+import policy as policies
+from job.run import write_json
+
+GOES_ON = "nothing finished is lost: the same command with --resume goes on"
+OUT_OF_MEMORY = (
+    "the device's memory is full; lower --micro-batch-size, --batch-size or "
+    "--max-prompt-tokens, or take --dtype bfloat16, and add --resume"
+)
+CURVES = {
+    "win_rate": "win rate against the start",
+    "kl": "KL to the reference (nats)",
+    "length": "length (tokens)",
+    "loss": "loss",
+}
+
+
+def print_method(options, method):
+    """A line a run: the paper's Table 1 for its method, and the convention of its tau."""
+    contrastive = "yes" if method.CONTRASTIVE else "no"
+    online = "no" if options.offline else "yes"
+    print(
+        f"{options.loss}: contrastive {contrastive}, online {online}, "
+        f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; "
+        f"log-probabilities are sums, tau = {options.tau}, beta = {options.beta}"
+    )
+
+
+@torch.no_grad()
+def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other, label):
+    """Prints the first two pairs of a batch as the paper writes them, before the step is taken.
+
+    options:
+        of the run: names, tau, beta and the loss's constants.
+    method:
+        the method's file.
+    tokenizer:
+        of the policy.
+    policy, reference:
+        the models that the pairs are scored with.
+    prompt, y, y_other:
+        Tokens with a row a pair.
+    label:
+        [B] p(y > y' | x), or r(y) - r(y') where the method's LABEL is "reward".
+    """
+    rows = slice(0, 2)
+    prompt, y, y_other, label = prompt.rows(rows), y.rows(rows), y_other.rows(rows), label[rows]
+    logp = policies.log_prob(policy, prompt, y)
+    ref_logp = policies.log_prob(reference, prompt, y)
+    logp_other = policies.log_prob(policy, prompt, y_other)
+    ref_logp_other = policies.log_prob(reference, prompt, y_other)
+    h = (logp - ref_logp) - (logp_other - ref_logp_other)
+    target = method.target_gap(label, options.tau)
+    loss = method.loss(
+        logp, logp_other, ref_logp, ref_logp_other, label, options.tau, **options.set
+    )
+    rewards = method.LABEL == "reward"
+    drawn_by = method.PAIR
+    if options.offline:
+        drawn_by = ("recorded", "recorded")
+    text = [tokenizer.batch_decode(part.lists()) for part in (prompt, y, y_other)]
+    for row in range(len(h)):
+        tqdm.write(f"\nprompt {row + 1}: {text[0][row]}")
+        tqdm.write(f"  y  ({drawn_by[0]}): {text[1][row]}")
+        tqdm.write(f"  y' ({drawn_by[1]}): {text[2][row]}")
+        name = "r(y) - r(y')" if rewards else "p(y > y')"
+        tqdm.write(f"  {name:25s} {label[row]:12.6f}")
+        tqdm.write(f"  log pi(y),  log pi_ref(y)  {logp[row]:12.6f} {ref_logp[row]:12.6f}")
+        other = f"{logp_other[row]:12.6f} {ref_logp_other[row]:12.6f}"
+        tqdm.write(f"  log pi(y'), log pi_ref(y') {other}")
+        if method.LEARNS_FROM == 2:
+            tqdm.write(f"  h, its target              {h[row]:12.6f} {target[row]:12.6f}")
+        else:
+            ratio = logp[row] - ref_logp[row]
+            tqdm.write(f"  log pi(y)/pi_ref(y), target {ratio:11.6f} {target[row]:12.6f}")
+        tqdm.write(f"  loss                       {loss[row]:12.6f}")
+
+
+def samples(kept, judge, tokenizer, count=5):
+    """Text of the first prompts with both responses, and what the judge says of them.
+
+    kept:
+        a list of (prompt, y, y_other), Tokens each, as evaluate.measure returns it; the first is
+        shown.
+    judge:
+        judge(prompt, y, y_other) -> [B]; with votes and ANNOTATORS, as the panel has, each vote is
+        shown.
+    tokenizer:
+        of the policies.
+    count:
+        number of prompts.
+    """
+    prompt, y, y_other = kept[0]
+    preference = judge(prompt, y, y_other)
+    votes = None
+    if hasattr(judge, "votes"):
+        votes = judge.votes(prompt, y, y_other).tolist()
+    asked, result, start = (
+        tokenizer.batch_decode(part.lists(), skip_special_tokens=True)
+        for part in (prompt, y, y_other)
+    )
+    lines = []
+    for row in range(min(count, len(preference))):
+        lines.append(f"prompt: {asked[row]}")
+        lines.append(f"  start:  {start[row]}")
+        lines.append(f"  result: {result[row]}")
+        lines.append(f"  p(result > start) = {preference[row]:.3f}")
+        if votes is not None:
+            named = zip(judge.ANNOTATORS, votes[row], strict=True)
+            lines.append("  " + ", ".join(f"{name} {vote:.2f}" for name, vote in named))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(path, panels):
+    """Writes a picture of panels side by side.
+
+    path:
+        of the .png.
+    panels:
+        a list of (title, x label, y label, {label: (xs, ys)}). An x label "tau" makes that axis
+        logarithmic, one that begins with "KL" leaves the points unconnected.
+    """
+    from matplotlib.figure import Figure  # here: only pictures need it
+
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, x, y, series) in zip(axes, panels, strict=True):
+        style = "o" if x.startswith("KL") else "o-"
+        for label, (xs, ys) in series.items():
+            axis.plot(xs, ys, style, markersize=4, label=label, alpha=0.8)
+        axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if x == "tau" else "linear")
+        axis.grid(alpha=0.3)
+        if len(series) > 1:
+            axis.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
+def curves(metrics):
+    """A run's panels for plot, from the path of its metrics.jsonl."""
+    with open(metrics, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    panels = []
+    for name, title in CURVES.items():
+        # A step's line has a length, too: that of one batch. The evaluations' is drawn.
+        wanted = "loss" if name == "loss" else "win_rate"
+        shown = [line for line in lines if wanted in line]
+        xs = [line["step"] for line in shown]
+        ys = [line[name] for line in shown]
+        panels.append((title, "step", "", {name: (xs, ys)}))
+    return panels
+
+
+def write_results(options, task, policy, numbers, kept, judge, seconds):
+    """Writes what a finished run leaves: samples.txt, curves.png, policy/ and, last, summary.json.
+
+    options:
+        of the run.
+    task:
+        its prompts.
+    policy:
+        as the last step left it.
+    numbers, kept:
+        of the test prompts, as evaluate.measure returns them.
+    judge:
+        who judged them.
+    seconds:
+        that the run took.
+
+    Returns the summary.
+    """
+    out = options.out
+    with open(os.path.join(out, "samples.txt"), "w", encoding="utf-8") as file:
+        file.write(samples(kept, judge, task.tokenizer))
+    plot(os.path.join(out, "curves.png"), curves(os.path.join(out, "metrics.jsonl")))
+    policy.save_pretrained(os.path.join(out, "policy"))
+    task.tokenizer.save_pretrained(os.path.join(out, "policy"))
+    cut = getattr(task, "cut", None)
+    if cut:
+        print(
+            f"warning: {len(cut)} prompts are longer than {task.max_prompt} tokens "
+            "and were cut from the left"
+        )
+    summary = dict(
+        numbers,
+        loss=options.loss,
+        tau=options.tau,
+        beta=options.beta,
+        steps=options.steps,
+        seconds=seconds,
+    )
+    # Last: its presence says that the run is finished.
+    write_json(os.path.join(out, "summary.json"), summary)
+    return summary
+
+
+def print_summary(options, summary):
+    """The end of a run on the screen."""
+    for name, value in summary.items():
+        text = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"  {name:14s} {text}")
+    print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")

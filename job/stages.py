@@ -1,0 +1,177 @@
+"""The stages before the alignment, kept under --stages and used again by every run with the same
+data and options.
+
+They depend neither on --loss nor on --seed. What trains them is policy.imitate's and
+preference_model's; here is which one is kept under which name. A folder's name ends in a hash of
+everything that decides its content.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+
+import torch
+
+import data
+import policy as policies
+import preference_model
+from job.options import precision
+from job.run import locked, publish, read_json, write_json
+from job.versions import VERSIONS
+
+POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
+
+
+def keep_or_make(folder, name, key, make, load):
+    """What load reads from a kept stage, which is made first if there is none.
+
+    folder:
+        where stages are kept.
+    name:
+        of the stage, such as "supervised".
+    key:
+        what decides its content, as a value of JSON.
+    make:
+        make(folder) writes the stage's files into an empty folder.
+    load:
+        load(folder) reads them.
+
+    Returns (what load returns, the stage's folder).
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+    path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
+    unfinished = f"{path}.tmp"
+    begun = time.time()
+    found = os.path.isdir(path)
+    if not found:
+        os.makedirs(folder, exist_ok=True)
+        with locked(f"{path}.lock"):  # a run beside this one may be making it
+            if not os.path.isdir(path):
+                shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
+                os.makedirs(unfinished)
+                make(unfinished)
+                publish(unfinished, path)
+    if found:
+        print(f"{name}: reused {path}")
+    else:
+        print(f"{name}: {time.time() - begun:.0f} s, kept in {path}")
+    return load(path), path
+
+
+def supervised(options, task, start, data_hash):
+    """The policy that imitates the demos: the reference, and every method's start.
+
+    options:
+        of the run.
+    task:
+        where the demos come from (data.py).
+    start:
+        the policy before supervision, or None to build one of --policy's size.
+    data_hash:
+        of the records, or "built-in".
+
+    Returns (model, its folder).
+    """
+    names = ("policy", "supervised_steps", "supervised_lr", "max_prompt_tokens")
+    names += ("max_response_tokens", "data_seed", "dtype")
+    values = [getattr(options, name) for name in names]
+    key = [VERSIONS["supervised"], data_hash, values]
+
+    def make(folder):
+        model = start
+        if model is None:
+            room = options.max_prompt_tokens + options.max_response_tokens
+            context = 128 if data_hash == "built-in" else max(128, room)
+            model = policies.build(options.policy, task.tokenizer, context, options.data_seed)
+        model = model.to(options.device)
+        lr = options.supervised_lr or (3e-3 if options.policy == "tiny" else 1e-4)
+
+        def loss(step):
+            prompt, response = task.demos(step, 32)
+            prompt, response = prompt.to(options.device), response.to(options.device)
+            with precision(options):
+                # Mean over the batch's tokens: every word of the demos counts alike.
+                total = policies.log_prob(model, prompt, response).sum()
+                return -total / response.mask.sum()
+
+        groups = [dict(params=list(model.parameters()), lr=lr)]
+        policies.minimise(groups, loss, options.supervised_steps, "supervised policy")
+        model.save_pretrained(folder)
+        task.tokenizer.save_pretrained(folder)
+
+    def load(folder):
+        return policies.load(folder)[0].to(options.device)
+
+    return keep_or_make(options.stages, "supervised", key, make, load)
+
+
+def preference(options, task, reference, reference_path, role, pairwise=True):
+    """A preference model, or the reward, trained on votes; prints how well it does on held-out
+    pairs.
+
+    options:
+        of the run.
+    task:
+        where the comparisons come from.
+    reference, reference_path:
+        the supervised policy, whose body the model begins with, and its folder.
+    role:
+        whose comparisons: "preference" for what one trains on, "judge" for what one evaluates with.
+    pairwise:
+        False for the Bradley-Terry reward.
+
+    Returns (model, its folder).
+    """
+    name = role
+    if role == "preference" and not pairwise:
+        name = "reward"
+    key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps]
+    key += [role, pairwise]
+    recorded = isinstance(task, data.Records)
+    pool = {}
+
+    def comparisons(step):
+        if recorded:
+            return task.comparisons(role, step, 64, reference).to(options.device)
+        # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
+        # votes.
+        place = step % POOL
+        if place not in pool:
+            pool[place] = task.comparisons(role, place, 144, reference)
+        return pool[place]
+
+    def held_out(step):
+        size = 192
+        if recorded:
+            size = min(192, 2 * len(task.compared["held out"]))
+        return task.comparisons("held out", step, size, reference).to(options.device)
+
+    def make(folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(options.data_seed + (role == "judge"))
+            model = preference_model.PreferenceModel(reference, pairwise).to(options.device)
+        with precision(options):
+            steps = options.preference_steps
+            label = f"{name} model"
+            preference_model.train_on_votes(model, comparisons, steps, 2e-3, recorded, label)
+            batches = 10
+            if recorded:
+                rows = 2 * len(task.compared["held out"])
+                batches = min(10, rows // min(192, rows))
+            numbers = preference_model.accuracy(model, held_out, batches)
+        preference_model.save(model, folder)
+        write_json(os.path.join(folder, "accuracy.json"), numbers)
+
+    def load(folder):
+        model = preference_model.load(folder).to(options.device)
+        return model, read_json(os.path.join(folder, "accuracy.json"))
+
+    (model, numbers), path = keep_or_make(options.stages, name, key, make, load)
+    print(
+        f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} "
+        f"(shorter wins {numbers['shorter_wins']:.3f}, longer wins {numbers['longer_wins']:.3f}), "
+        f"mean |p_hat - p| {numbers['error']:.3f}"
+    )
+    return model, path
