@@ -88,7 +88,8 @@ def assignment(text):
     """NAME=VALUE as (name, number)."""
     name, _, value = text.partition("=")
     with contextlib.suppress(ValueError):
-        return name.strip(), float(value)
+        if math.isfinite(float(value)):
+            return name.strip(), float(value)
     raise argparse.ArgumentTypeError(f"{text}: give NAME=NUMBER")
 
 
@@ -253,13 +254,20 @@ def complete(options):
 
 
 def checked_constants(options, method):
-    """--set's values by name. Raises ValueError for a name that the method's loss does not have."""
-    known = constants(method)
-    for name, _ in options.set:
+    """--set's values by name, of the default's kind.
+
+    Raises ValueError for a name that there is not.
+    """
+    known, values = constants(method), {}
+    for name, value in options.set:
         if name not in known:
             its_own = ", ".join(f"{key}={value:g}" for key, value in known.items()) or "none"
             fail(f"--set {name}: --loss {options.loss} has no such constant; it has: {its_own}")
-    return dict(options.set)
+        kind = type(known[name])
+        if kind(value) != value:
+            fail(f"--set {name}={value:g}: give a whole number")
+        values[name] = kind(value)
+    return values
 
 
 def precision(options):

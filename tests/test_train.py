@@ -5,6 +5,7 @@ All losses, reuse, refusals, real files, and what tells methods apart.
 
 import copy
 import json
+import math
 import types
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import policy as policies
 import summaries
 import train
 from clock import Clock, align
+from job import report, versions
 from job.options import find_method, method_names, parse
 from reference_sampler import constant_gpt2, gpt2
 
@@ -398,6 +400,17 @@ def test_a_run_that_was_interrupted_goes_on(place, finished, capsys):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_raised_version_makes_its_stage_anew(place, finished, capsys, monkeypatch):
+    """VERSIONS["preference"] one higher: the supervised policy is used again, the model is not."""
+    monkeypatch.setitem(versions.VERSIONS, "preference", versions.VERSIONS["preference"] + 1)
+    capsys.readouterr()
+    assert run(place, "raised", "--loss", "ipo_md") == 0
+    out = capsys.readouterr().out
+    assert "supervised: reused" in out and "preference: reused" not in out
+    monkeypatch.undo()
+    assert run(place, "raised", "--loss", "ipo_md") == 2 and "version" in capsys.readouterr().err
+
+
 def test_evaluate_compares_two_runs(place, finished, capsys):
     """evaluate.py on the run and its start, on the same prompts under the panel; swapping them
     turns a policy's length into the other's. A folder that is none is a one-line error."""
@@ -426,6 +439,106 @@ def test_evaluate_compares_two_runs(place, finished, capsys):
     assert evaluate.main([str(finished), str(place / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "nowhere" in error
+
+
+# One step made visible
+
+
+def shown_pairs(out):
+    """What --show prints of each pair: {what: the numbers after it}."""
+    pairs = []
+    for block in out.split("\nprompt ")[1:]:
+        pair = {}
+        for line in block.split("whole batch: ")[0].splitlines()[3:]:
+            words = line.split()
+            numbers = [word for word in words if word.lstrip("-").replace(".", "").isdigit()]
+            name = line[: line.index(numbers[0])].strip() if numbers else line
+            pair[name] = [float(number) for number in numbers]
+        pairs.append(pair)
+    return pairs
+
+
+def by_hand(loss, p, h, log_ratio, logp, logp_other, tau):
+    """(target, loss) of a pair by the formulas of the papers, from numbers."""
+    sigmoid = 1 / (1 + math.exp(-tau * h))
+    if loss in ("ipo", "ipo_md"):
+        side = 1 / (2 * tau)
+        return (p - 0.5) / tau, p * (h - side) ** 2 + (1 - p) * (h + side) ** 2
+    if loss == "dpo":
+        entropy = -p * math.log(sigmoid) - (1 - p) * math.log(1 - sigmoid)
+        return math.log(p / (1 - p)) / tau, entropy
+    if loss == "slic":
+        hinges = p * max(0.0, 1 - tau * h) + (1 - p) * max(0.0, 1 + tau * h)
+        return math.copysign(1 / tau, p - 0.5), hinges
+    if loss == "nash_md":
+        return (p - 0.5) / tau, -(p - 0.5 - tau * log_ratio) * logp
+    return p / tau, -(p - tau * h) * (logp - logp_other) / 2
+
+
+@pytest.mark.parametrize("loss", SPEAKERS)
+def test_a_step_is_shown_in_numbers(loss, capsys):
+    """For two models that differ, what is printed of a pair gives its h, target and loss by hand.
+
+    Numbers have six decimals, and h is a difference of four of them: 1e-4.
+    """
+    options, method = parsed("--loss", loss, "--tau", "0.4"), find_method(loss)
+    tokenizer = policies.word_tokenizer(["a", "b", "c", "d"])
+    prompt = policies.pad([[1, 2, 3], [2], [4]], "left", 0)
+    y = policies.pad([[1, 0], [2, 3, 4, 1], [0]], "right", 0)
+    other = policies.pad([[3, 2, 0], [0], [1]], "right", 0)
+    label = torch.tensor([0.9, 0.2, 0.5], dtype=torch.float64)
+    pairs = (prompt, y, other, label)
+    report.show_pairs(options, method, tokenizer, gpt2(0), gpt2(1), *pairs)
+    out = capsys.readouterr().out
+    shown = shown_pairs(out)
+    assert len(shown) == 2 and "prompt 1: a b c" in out and "prompt 2: b" in out
+    for drawn, drawn_by in zip(("y ", "y'"), method.PAIR, strict=True):
+        assert out.count(f"{drawn} ({drawn_by}): ") == 2
+    assert "y  (" in out and "): b c d a\n" in out and "): c b <|endoftext|>\n" in out
+    for pair, p in zip(shown, (0.9, 0.2), strict=True):
+        assert pair["r(y) - r(y')" if loss == "rl" else "p(y > y')"] == [p]
+        (logp, ref_logp), (logp_other, ref_logp_other) = (
+            pair["log pi(y),  log pi_ref(y)"],
+            pair["log pi(y'), log pi_ref(y')"],
+        )
+        log_ratio = logp - ref_logp
+        h = log_ratio - (logp_other - ref_logp_other)
+        assert abs(h) > 0.01
+        target, value = by_hand(loss, p, h, log_ratio, logp, logp_other, 0.4)
+        if loss == "nash_md":
+            assert pair["log pi(y)/pi_ref(y), target"] == pytest.approx(
+                [log_ratio, target], abs=1e-4
+            )
+        else:
+            assert pair["h, its target"] == pytest.approx([h, target], abs=1e-4)
+        assert pair["loss"] == pytest.approx([value], abs=1e-4)
+
+
+def test_the_first_step_is_shown(place, finished, capsys):
+    """--show in a run.
+
+    Two pairs before the step, at h = 0, and after it the gradient norm of metrics.jsonl.
+    """
+    options = ["--loss", "ipo_md", "--steps", "2", "--tau", "0.5", "--show"]
+    assert run(place, "shown", *options) == 0
+    out = capsys.readouterr().out
+    pairs = shown_pairs(out)
+    assert len(pairs) == 2 and all(pair["loss"] == [1.0] for pair in pairs)
+    assert all(pair["h, its target"][0] == 0 for pair in pairs)
+    metrics = (place / "shown" / "metrics.jsonl").read_text().splitlines()
+    norms = [line["grad_norm"] for line in map(json.loads, metrics) if "grad_norm" in line]
+    batches = [line for line in out.splitlines() if line.startswith("whole batch: ")]
+    assert len(batches) == len(norms) == 2
+    for line, norm in zip(batches, norms, strict=True):
+        assert f"grad_norm {norm:.6g}" in line
+
+
+def test_showing_changes_nothing(place, finished):
+    """A run with --show leaves the metrics of the run without it, and is the same run to --out."""
+    assert run(place, "seen", "--loss", "ipo_md", "--show") == 0
+    seen, unseen = ((folder / "metrics.jsonl").read_text() for folder in (place / "seen", finished))
+    assert seen == unseen
+    assert run(place, "seen", "--loss", "ipo_md") == 0
 
 
 # Records of one's own
