@@ -87,6 +87,16 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     return numbers, kept
 
 
+def validate(policy, reference, judge, task):
+    """A run's numbers now and then, on validation prompts, which are not the test prompts."""
+    count = 100
+    if not task.judge:  # recorded prompts are as many as they are
+        count = min(count, len(task.prompts_of["validation"]))
+    numbers, _ = measure(policy, reference, judge, task, "validation", count)
+    names = ("win_rate", "kl", "length", "unfinished", "distinct")
+    return {name: numbers[name] for name in names}
+
+
 def answer(model, task, prompt, generator):
     """A model's responses to prompts: (Tokens, finished [B])."""
     ids, mask, finished = sampler.sample(model, None, prompt, 0.0, generator, task.max_response)

@@ -305,6 +305,14 @@ class Tokens(NamedTuple):
         return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
 
 
+def same_rows(one, other):
+    """Where two batches of right-padded Tokens have equal rows, [B] of bool."""
+    width = min(one.ids.shape[1], other.ids.shape[1])
+    # Only the other's tokens count: its padding may hold anything.
+    equal = (one.ids[:, :width] == other.ids[:, :width]) | ~other.mask[:, :width]
+    return equal.all(1) & (one.lengths() == other.lengths())
+
+
 def pad(rows, side, fill, device="cpu"):
     """Lists of token ids as Tokens.
 

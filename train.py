@@ -49,30 +49,30 @@ def align(run, options, method, task, policy, reference, preference, judge):
     judge:
         who evaluates now and then: judge(prompt, y, y_other) -> [B].
     """
+    # No weight decay: it would pull the policy to 0, not to pi_ref.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     every = max(10, options.steps // 10)
     for step in run.steps(policy, optimizer):  # a clock: it restores, saves and stops
         with precision(options):
             if step % every == 0:
-                run.log(step, validate(policy, reference, judge, task))
-            if options.offline:
+                run.log(step, evaluate.validate(policy, reference, judge, task))
+            if options.offline:  # eq 10: pairs and votes are read, not drawn and asked for
                 prompt, y, y_other, label = recorded_pairs(options, task, reference, step)
-            else:
+            else:  # eq 11: y, y' ~ SG[pi], or from the mixture (section 5), as PAIR says
                 prompt = task.prompts("align", step, options.batch_size).to(options.device)
+                # From seed and step alone: no random state, and all methods see equal uniforms.
                 rng = data.generator(options.seed, "sample", step)
                 pair, beta, limit = method.PAIR, options.beta, task.max_response
                 y, y_other = draw_pairs(pair, policy, reference, prompt, beta, rng, limit)
-                with (
-                    torch.no_grad()
-                ):  # a label is a number: the loss is not differentiated through it
+                with torch.no_grad():  # a label is a number: no gradient flows through it
                     label = preference(prompt, y, y_other)
             pairs = (prompt, y, y_other, label)
             if options.show and step == 0:
                 report.show_pairs(options, method, task.tokenizer, policy, reference, *pairs)
-            with run.evidence(step, *pairs):
+            with run.evidence(step, *pairs):  # kept in a file if the loss is not finite
                 numbers = update(options, method, policy, reference, optimizer, *pairs)
         run.log(step, numbers)
-    run.log(options.steps, validate(policy, reference, judge, task))
+    run.log(options.steps, evaluate.validate(policy, reference, judge, task))
 
 
 def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):
@@ -91,8 +91,8 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
     for begin in range(0, count, size):
         part = slice(begin, begin + size)
         x, first, second = prompt.rows(part), y.rows(part), y_other.rows(part)
-        logp_other = ref_logp_other = None
-        logp = policies.log_prob(policy, x, first)
+        logp = policies.log_prob(policy, x, first)  # a sum over tokens, with gradient
+        logp_other = ref_logp_other = None  # of an opponent that is not learned from
         if method.LEARNS_FROM == 2:
             logp_other = policies.log_prob(policy, x, second)
         with torch.no_grad():  # pi_ref is a constant of the loss
@@ -104,10 +104,11 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         )
         # The global count: a mean of means over uneven parts would weight them wrongly.
         (value.sum() / count).backward()
+        # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
         log_ratio += (logp - ref_logp).detach().sum().item() / count
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # measured, not cut
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # not clipped
+    if not (math.isfinite(loss) and math.isfinite(norm)):  # before the weights take it in
         advice = "lower --lr or raise --tau"
         raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; {advice}")
     optimizer.step()
@@ -116,7 +117,7 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         grad_norm=norm,
         log_ratio=log_ratio,
         label=label.mean().item(),
-        same=same_responses(y, y_other).float().mean().item(),
+        same=policies.same_rows(y, y_other).float().mean().item(),
         length=y.lengths().float().mean().item(),
     )
 
@@ -143,6 +144,7 @@ def draw_pairs(pair, policy, reference, prompt, beta, generator, max_tokens):
     weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in pair)
     ids, mask, _ = sampler.sample(policy, reference, prompt, weights, generator, max_tokens)
     both, count = Tokens(ids, mask), len(prompt.ids)
+    # All first responses come before all second ones.
     return both.rows(slice(0, count)), both.rows(slice(count, None))
 
 
@@ -152,29 +154,12 @@ def recorded_pairs(options, task, reference, step):
     The label is a vote drawn from the recorded preference: 1 where y won, else 0.
     """
     compared = task.comparisons("preference", step, 2 * options.batch_size, reference, 2)
+    # On the CPU, so that every device draws the same votes.
     votes = torch.bernoulli(compared.preference.cpu(), generator=compared.generator)
     compared, votes = compared.to(options.device), votes.to(options.device)
     prompt = compared.prompt.rows(compared.first)
     y, y_other = compared.response.rows(compared.first), compared.response.rows(compared.second)
     return prompt, y, y_other, votes
-
-
-def same_responses(y, y_other):
-    """Where two responses are the same tokens, [B].
-
-    Such a pair teaches a contrastive loss nothing.
-    """
-    width = min(y.ids.shape[1], y_other.ids.shape[1])
-    equal = (y.ids[:, :width] == y_other.ids[:, :width]) | ~y_other.mask[:, :width]
-    return equal.all(1) & (y.lengths() == y_other.lengths())
-
-
-def validate(policy, reference, judge, task):
-    """The evaluation's numbers on validation prompts, which are not the test prompts."""
-    count = 100 if task.judge else min(100, len(task.prompts_of["validation"]))
-    numbers, _ = evaluate.measure(policy, reference, judge, task, "validation", count)
-    names = ("win_rate", "kl", "length", "unfinished", "distinct")
-    return {name: numbers[name] for name in names}
 
 
 def run_job(options):
@@ -189,13 +174,13 @@ def run_job(options):
     report.print_method(options, method)
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
-        reference.requires_grad_(False)
+        reference.requires_grad_(False)  # frozen for good; the policy is another copy
         rewards = method.LABEL == "reward"
         model, model_path = stages.preference(
             options, task, reference, path, "preference", pairwise=not rewards
         )
         judge = task.judge or stages.preference(options, task, reference, path, "judge")[0]
-        policy = policies.load(path)[0].to(options.device)  # a copy: nothing is shared
+        policy = policies.load(path)[0].to(options.device)
         run.begins_from(path, model_path)
         preference = (
             model.logit if rewards else model

@@ -129,38 +129,11 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         name = "reward"
     key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps]
     key += [role, pairwise]
-    recorded = isinstance(task, data.Records)
-    pool = {}
-
-    def comparisons(step):
-        if recorded:
-            return task.comparisons(role, step, 64, reference).to(options.device)
-        # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
-        # votes.
-        place = step % POOL
-        if place not in pool:
-            pool[place] = task.comparisons(role, place, 144, reference)
-        return pool[place]
-
-    def held_out(step):
-        size = 192
-        if recorded:
-            size = min(192, 2 * len(task.compared["held out"]))
-        return task.comparisons("held out", step, size, reference).to(options.device)
 
     def make(folder):
-        with torch.random.fork_rng():
-            torch.manual_seed(options.data_seed + (role == "judge"))
-            model = preference_model.PreferenceModel(reference, pairwise).to(options.device)
+        model = empty_model(options, reference, role, pairwise)
         with precision(options):
-            steps = options.preference_steps
-            label = f"{name} model"
-            preference_model.train_on_votes(model, comparisons, steps, 2e-3, recorded, label)
-            batches = 10
-            if recorded:
-                rows = 2 * len(task.compared["held out"])
-                batches = min(10, rows // min(192, rows))
-            numbers = preference_model.accuracy(model, held_out, batches)
+            numbers = train_and_test(options, task, reference, model, role, f"{name} model")
         preference_model.save(model, folder)
         write_json(os.path.join(folder, "accuracy.json"), numbers)
 
@@ -175,3 +148,38 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         f"mean |p_hat - p| {numbers['error']:.3f}"
     )
     return model, path
+
+
+def empty_model(options, reference, role, pairwise):
+    """The preference model before its first step: the reference's body, two random networks."""
+    with torch.random.fork_rng():
+        # The judge's differ from those of the model that one trains on.
+        torch.manual_seed(options.data_seed + (role == "judge"))
+        return preference_model.PreferenceModel(reference, pairwise).to(options.device)
+
+
+def train_and_test(options, task, reference, model, role, label):
+    """Trains a model on the comparisons of a role. Returns its numbers on held-out pairs."""
+    recorded = isinstance(task, data.Records)
+    size, batches, pool = 192, 10, {}
+    if recorded:
+        rows = 2 * len(task.compared["held out"])
+        size = min(size, rows)
+        batches = min(batches, rows // size)
+
+    def comparisons(step):
+        if recorded:
+            return task.comparisons(role, step, 64, reference).to(options.device)
+        # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
+        # votes. Their features are computed once.
+        place = step % POOL
+        if place not in pool:
+            pool[place] = task.comparisons(role, place, 144, reference)
+        return pool[place]
+
+    def held_out(step):
+        return task.comparisons("held out", step, size, reference).to(options.device)
+
+    steps, lr = options.preference_steps, 2e-3
+    preference_model.train_on_votes(model, comparisons, steps, lr, recorded, label)
+    return preference_model.accuracy(model, held_out, batches)

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+import evaluate
 import train
 from job.options import find_method
 
@@ -42,7 +43,7 @@ class Clock:
 def align(clock, options, task, policy, reference, preference):
     """train.align by a clock, without its evaluations. Returns the clock."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "validate", lambda *_: {})
+        patch.setattr(evaluate, "validate", lambda *_: {})
         method = find_method(options.loss)
         train.align(clock, options, method, task, policy, reference, preference, task.judge)
     return clock
