@@ -29,14 +29,24 @@ sys.path[0] = str(
 
 import adapters  # noqa: E402
 
-REFERENCE = ("bandit", "ipo", "ipo_md", "nash_md", "dpo", "slic", "rl", "policy", "sampler")
+REFERENCE = (
+    "bandit",
+    "ipo",
+    "ipo_md",
+    "nash_md",
+    "dpo",
+    "slic",
+    "rl",
+    "policy",
+    "sampler",
+    "enumerated",
+)
 TESTS = (
     "conftest.py",
     "options.py",
     "adapters.py",
     "mistakes.py",
     "test_exercises.py",
-    "enumerated.py",
 )
 FILES = sorted(
     {f"{name}.py" for graded in adapters.EXERCISES.values() for name in graded}

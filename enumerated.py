@@ -5,24 +5,20 @@ no end-of-text, 85 in all. Two prompts of different length, so that one is padde
 the responses for each. Everything runs in float64, through the real log_prob, sampler and losses.
 A planted bug is another loss: train takes any object with PAIR and loss, for instance
 SimpleNamespace(PAIR=ipo.PAIR, loss=my_wrong_loss).
-Run: python tests/enumerated.py    (the per-token mixture of language models against the sequence-level one of the theory)
+Run: python enumerated.py    (the per-token mixture of language models against the sequence-level one of the theory)
 """
 
 import copy
 import itertools
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from transformers import GPT2LMHeadModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import bandit  # noqa: E402
-import policy as policies  # noqa: E402
-import sampler  # noqa: E402
-from ipo_md import mixture  # noqa: E402
+import bandit
+import policy as policies
+import sampler
+from ipo_md import mixture
 
 LIMIT, END = 3, 0
 RESPONSES = [
