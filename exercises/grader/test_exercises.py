@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import adapters
 import bandit
 import dpo
 import ipo
 import ipo_md
 import nash_md
-from mistakes import MISTAKES, planted
+from exercises.grader import adapters
+from exercises.grader.mistakes import MISTAKES, planted
 
 
 def number(*values):
