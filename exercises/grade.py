@@ -177,10 +177,9 @@ def hand_out(target):
     No answers, and no list of where they are.
     """
     assemble(target, list(adapters.EXERCISES))
-    (target / "HANDOUT").write_text(
-        "Every exercise is laid over the reference at once here: see exercises/grader/adapters.py.\n",
-        encoding="utf-8",
-    )
+    note = "Every exercise is laid over the reference at once here"
+    text = f"{note}: see exercises/grader/adapters.py.\n"
+    (target / "HANDOUT").write_text(text, encoding="utf-8")
     (target / "work").mkdir()
     for name in FILES:
         shutil.copy(HERE / "work" / name, target / "work")
@@ -190,12 +189,8 @@ def parser():
     """The command's options."""
     options = argparse.ArgumentParser(description="Grades exercises 1 to 8.")
     add = options.add_argument
-    add(
-        "folder",
-        nargs="?",
-        type=Path,
-        help="one student's folder: files with the reference's names",
-    )
+    files = "one student's folder: files with the reference's names"
+    add("folder", nargs="?", type=Path, help=files)
     add("--report", type=Path, metavar="FILE", help="write the result as JSON")
     add("--all", type=Path, metavar="FOLDER", help="grade every subfolder instead")
     add(

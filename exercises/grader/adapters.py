@@ -1,4 +1,4 @@
-"""Which functions are graded in which exercise, and how a student's folder is laid over the reference.
+"""Which functions an exercise grades, and how a student's folder is laid over the reference.
 
 The one rule: in the tests of exercise K, the functions of exercise K come from the folder and
 everything else from the reference, so a mistake costs its own exercise and no later one. A file of
