@@ -16,14 +16,13 @@ import sys
 import time
 from types import SimpleNamespace
 
-import train  # first: it sets how torch's threads wait
-
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import policy as policies
 import preference_model
 import sampler
+import train  # first: it sets how torch's threads wait
 
 NEW = (16, 48, 128)  # new tokens of the sampling table
 STRIDE = 16  # the uncached yardstick times one prefix in so many

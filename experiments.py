@@ -22,8 +22,6 @@ import statistics
 import sys
 from types import SimpleNamespace
 
-import train  # first: it sets how torch's threads wait
-
 import torch
 from tqdm import tqdm
 
@@ -33,6 +31,7 @@ import evaluate
 import policy as policies
 import preference_model
 import sampler
+import train  # first: it sets how torch's threads wait
 
 SCALES = {  # prompts: validation prompts of a comparison; test: those of Table 2; long: steps of same_tau; stages: their options
     "smoke": dict(

@@ -1,11 +1,14 @@
 """Grades a student's folder, or a folder of such folders, on exercises 1 to 8.
 
-Every exercise runs in a process of its own with a time limit, in a temporary folder that holds the tests, the student's
-files, and the reference without the functions that the exercise grades: an endless loop or a crash costs its exercise.
-What this does not defend against is in exercises/README.md: the student's code runs as you, on your machine.
+Every exercise runs in a process of its own with a time limit, in a temporary folder that holds the
+tests, the student's files, and the reference without the functions that the exercise grades: an
+endless loop or a crash costs its exercise.
+What this does not defend against is in exercises/README.md: the student's code runs as you, on your
+machine.
 Run: python exercises/grade.py DIR [--report FILE]
      python exercises/grade.py --all FOLDER --table grades.csv
-     python exercises/grade.py --handout DIR      the reference without any solution, the stubs, tests and symptoms
+     python exercises/grade.py --handout DIR      the reference without any solution, the stubs,
+                                                  tests and symptoms
 """
 
 import argparse
@@ -22,13 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from grader import adapters
+
 HERE = Path(__file__).resolve().parent
-sys.path[0] = str(
-    HERE.parent / "tests"
-)  # in the place of exercises/, whose stubs have the reference's names
-
-import adapters  # noqa: E402
-
 REFERENCE = (
     "bandit",
     "ipo",
@@ -41,71 +40,53 @@ REFERENCE = (
     "sampler",
     "enumerated",
 )
-TESTS = (
-    "conftest.py",
-    "options.py",
-    "adapters.py",
-    "mistakes.py",
-    "test_exercises.py",
-)
-FILES = sorted(
-    {f"{name}.py" for graded in adapters.EXERCISES.values() for name in graded}
-    | set(adapters.ANSWERS.values())
-)
+GRADER = ("conftest.py", "options.py", "adapters.py", "mistakes.py", "test_exercises.py")
+# What a student hands in.
+FILES = sorted({f"{name}.py" for name in adapters.MODULES} | set(adapters.ANSWERS.values()))
 
 
 def assemble(target, exercises):
-    """Fills the folder target with the tests and the reference, but for the solutions of exercises."""
-    (target / "tests").mkdir(parents=True)
-    for name in TESTS:
-        shutil.copy(adapters.ROOT / "tests" / name, target / "tests")
+    """Fills the folder target with the tests and the reference without the exercises' solutions."""
+    grader = target / "exercises" / "grader"
+    grader.mkdir(parents=True)
+    for name in GRADER:
+        shutil.copy(HERE / "grader" / name, grader)
+    shutil.copytree(HERE / "symptoms", target / "exercises" / "symptoms")
     shutil.copy(adapters.ROOT / "pyproject.toml", target)
     for name in REFERENCE:
-        graded = {
-            item: number
-            for number in exercises
-            for item in adapters.EXERCISES[number].get(name, ())
-        }
         source = (adapters.ROOT / f"{name}.py").read_text(encoding="utf-8")
+        graded = adapters.graded_in(name, exercises)
         if graded:
             source = adapters.without_solutions(source, graded)
         (target / f"{name}.py").write_text(source, encoding="utf-8")
-    shutil.copytree(HERE / "symptoms", target / "exercises" / "symptoms")
 
 
 def work(target, exercise):
-    """In the child: runs pytest on one exercise. Its output goes to a file of target, its points to report.json."""
+    """In the child: runs pytest on one exercise.
+
+    Its output goes to a file of target, its points to report.json.
+    """
     if hasattr(os, "setsid"):
         os.setsid()  # so that what the student's code starts is stopped with it
     os.chdir(target)
-    sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(HERE.parent))]
-    for name in ("adapters", "conftest", "tests", "tests.options", *REFERENCE):
-        sys.modules.pop(name, None)
+    # The project's own folders go from the path: there is the reference with its solutions.
+    hidden = (HERE, HERE.parent)
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() not in hidden]
     with open("output.txt", "w", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     import pytest
 
-    options = [
-        "-q",
-        "-m",
-        f"ex{exercise}",
-        "--impl",
-        "student",
-        "--report",
-        "report.json",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        ".",
-    ]
-    pytest.main([*options, "tests/test_exercises.py"])
+    options = ["-q", "-m", f"ex{exercise}", "--impl", "student", "--report", "report.json"]
+    options += ["-p", "no:cacheprovider", "--rootdir", "."]
+    pytest.main([*options, "exercises/grader/test_exercises.py"])
 
 
 def stop(process):
     """Ends the process, and on Unix everything that it started."""
-    with contextlib.suppress(ProcessLookupError, AttributeError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
 
@@ -129,16 +110,12 @@ def grade_exercise(folder, exercise, seconds, context):
         result = dict(points=0, of=adapters.POINTS, note="", tests=[])
         try:
             report = json.loads((target / "report.json").read_text(encoding="utf-8"))
-            result["points"], result["tests"] = (
-                report["exercises"][str(exercise)]["points"],
-                report["tests"],
-            )
+            points = report["exercises"][str(exercise)]["points"]
+            result.update(points=points, tests=report["tests"])
         except (OSError, ValueError, KeyError):
-            result["note"] = (
-                f"stopped after {seconds:g} s"
-                if late
-                else f"ended without a report (exit code {process.exitcode})"
-            )
+            result["note"] = f"ended without a report (exit code {process.exitcode})"
+            if late:
+                result["note"] = f"stopped after {seconds:g} s"
     result["seconds"] = round(time.monotonic() - start, 1)
     return result
 
@@ -158,108 +135,111 @@ def print_result(results):
     for number, result in results.items():
         for test in result["tests"]:
             if test["message"]:
-                print(
-                    f"Exercise {number}, {test['test']}: {test['points']} of {test['of']}\n{test['message']}\n"
-                )
+                score = f"{test['points']} of {test['of']}"
+                print(f"Exercise {number}, {test['test']}: {score}\n{test['message']}\n")
     print("exercise                                          points  seconds")
     for number, result in results.items():
-        print(
-            f"{number}  {adapters.TITLES[number]:<46}{result['points']:3} of {result['of']}{result['seconds']:7}  {result['note']}"
-        )
-    print(
-        f"   {'total':<46}{sum(r['points'] for r in results.values()):3} of {sum(r['of'] for r in results.values())}"
-    )
+        score = f"{result['points']:3} of {result['of']}{result['seconds']:7}"
+        print(f"{number}  {adapters.TITLES[number]:<46}{score}  {result['note']}")
+    points = sum(result["points"] for result in results.values())
+    of = sum(result["of"] for result in results.values())
+    print(f"   {'total':<46}{points:3} of {of}")
 
 
 def grade_all(folder, table, seconds, jobs, context):
     """Grades every subfolder and writes a row for each as soon as it is there."""
-    students = sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    students = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            students.append(entry)
+    exercises = [f"ex{number}" for number in adapters.TITLES]
+    of = adapters.POINTS * len(exercises)
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["student", *(f"ex{number}" for number in adapters.TITLES), "total", "of", "notes"]
-        )
+        writer.writerow(["student", *exercises, "total", "of", "notes"])
         for student in students:
             results = grade(student, seconds, jobs, context)
             points = [result["points"] for result in results.values()]
-            notes = "; ".join(
-                f"ex{number}: {result['note']}"
-                for number, result in results.items()
-                if result["note"]
-            )
-            writer.writerow(
-                [student.name, *points, sum(points), adapters.POINTS * len(points), notes]
-            )
+            notes = []
+            for number, result in results.items():
+                if result["note"]:
+                    notes.append(f"ex{number}: {result['note']}")
+            notes = "; ".join(notes)
+            writer.writerow([student.name, *points, sum(points), of, notes])
             file.flush()
-            print(
-                f"{student.name}: {sum(points)} of {adapters.POINTS * len(points)} {notes}",
-                flush=True,
-            )
+            print(f"{student.name}: {sum(points)} of {of} {notes}", flush=True)
     print(f"{len(students)} submissions: {table}")
 
 
 def hand_out(target):
-    """Writes what students get: no solution, no answers, no list of where they are; the stubs in work/ to fill in."""
+    """Writes what students get: the stubs in work/ to fill in, and the reference without solutions.
+
+    No answers, and no list of where they are.
+    """
     assemble(target, list(adapters.EXERCISES))
-    (target / "HANDOUT").write_text(
-        "Every exercise is laid over the reference at once here: see tests/adapters.py.\n",
-        encoding="utf-8",
-    )
+    note = "Every exercise is laid over the reference at once here"
+    text = f"{note}: see exercises/grader/adapters.py.\n"
+    (target / "HANDOUT").write_text(text, encoding="utf-8")
     (target / "work").mkdir()
     for name in FILES:
-        shutil.copy(HERE / name, target / "work")
+        shutil.copy(HERE / "work" / name, target / "work")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Grades exercises 1 to 8.")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        help="one student's folder: files with the reference's names",
-    )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--all", type=Path, metavar="FOLDER", help="grade every subfolder instead")
-    parser.add_argument(
+def parser():
+    """The command's options."""
+    options = argparse.ArgumentParser(description="Grades exercises 1 to 8.")
+    add = options.add_argument
+    files = "one student's folder: files with the reference's names"
+    add("folder", nargs="?", type=Path, help=files)
+    add("--report", type=Path, metavar="FILE", help="write the result as JSON")
+    add("--all", type=Path, metavar="FOLDER", help="grade every subfolder instead")
+    add(
         "--table",
         type=Path,
         metavar="FILE",
         default=Path("grades.csv"),
         help="where --all writes (default grades.csv)",
     )
-    parser.add_argument(
-        "--seconds", type=float, default=30.0, help="time limit of an exercise (default 30)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=2, help="exercises graded at a time (default 2)"
-    )
-    parser.add_argument(
+    add("--seconds", type=float, default=30.0, help="time limit of an exercise (default 30)")
+    add("--jobs", type=int, default=2, help="exercises graded at a time (default 2)")
+    add(
         "--handout",
         type=Path,
         metavar="DIR",
         help="write the students' folder instead; DIR must not exist",
     )
-    options = parser.parse_args(argv)
+    return options
+
+
+def processes():
+    """How an exercise's process is started.
+
+    Where it can be, a process that has imported torch once is copied for every exercise; elsewhere
+    each starts anew, some seconds slower.
+    """
+    # Inherited by every process.
+    os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pytest", "transformers.models.gpt2.modeling_gpt2"])
+    return context
+
+
+def main(argv=None):
+    command = parser()
+    options = command.parse_args(argv)
     if options.handout:
         if options.handout.exists():
-            parser.error(f"--handout {options.handout}: exists already")
+            command.error(f"--handout {options.handout}: exists already")
         hand_out(options.handout)
         return 0
     folder = options.all or options.folder
-    if folder is None or not folder.is_dir():
-        parser.error(
-            f"{folder}: no such folder" if folder else "give a student's folder, or --all FOLDER"
-        )
-    # A process that has imported torch once is copied for every exercise; elsewhere each starts anew, some seconds slower.
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(
-            ["torch", "pytest", "transformers.models.gpt2.modeling_gpt2"]
-        )
-    os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+    if folder is None:
+        command.error("give a student's folder, or --all FOLDER")
+    if not folder.is_dir():
+        command.error(f"{folder}: no such folder")
+    context = processes()
     if options.all:
         grade_all(folder, options.table, options.seconds, options.jobs, context)
         return 0

@@ -6,11 +6,11 @@ what one pair gives, and what a method's file says of its own loss.
 
 import math
 
-import enumerated
 import pytest
 import torch
 
 import dpo
+import enumerated
 import ipo
 import ipo_md
 import nash_md

@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import reference_sampler
 import torch
-from reference_sampler import END, constant_gpt2, gpt2
 
 import policy as policies
+import reference_sampler
 from policy import Tokens, log_prob, pad, token_log_probs
+from reference_sampler import END, constant_gpt2, gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3, 4], [2], [4, 1]]

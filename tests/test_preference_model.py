@@ -5,13 +5,13 @@ Antisymmetry, cycles, and what must not move a preference.
 
 import pytest
 import torch
-from reference_sampler import END, gpt2
 
 import policy as policies
 import preference_model
 from data import Comparisons
 from policy import Tokens
 from preference_model import PreferenceModel
+from reference_sampler import END, gpt2
 
 PROMPTS = [[1, 2, 3, 4], [2], [4, 1]]
 FIRST = [[3, END], [1, 1, 2, 4], [END]]

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reference_sampler import END, constant_gpt2, every_response, gpt2, uncached_sample
 
 import policy as policies
 import sampler
+from reference_sampler import END, constant_gpt2, every_response, gpt2, uncached_sample
 
 PROMPTS = [[1, 2, 3, 2], [2], [3, 1]]  # left padding by 0, 3 and 2 columns
 

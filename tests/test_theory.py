@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from enumerated import RESPONSES, per_token_mixture
 
 import bandit
 import dpo
@@ -24,6 +23,7 @@ import rl
 import slic
 from bandit import duality_gap, fixed_point, gradient, kl, respond, win_rate
 from claims import BIASED, f, pair_gradients, problem, scores
+from enumerated import RESPONSES, per_token_mixture
 from ipo_md import mixture
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,11 +1,12 @@
 """Exercise 5: your policy.py. Copy it to a folder of your own and fill it in.
 
-This file is run on top of the reference's policy.py: every other name of that file is at hand, and what you define here
-takes the place of its own. The handouts: exercise 5 in loss's docstring of nash_md.py.
+This file is run on top of the reference's policy.py: every other name of that file is at hand, and
+what you define here takes the place of its own. The handouts: exercise 5 in loss's docstring of
+nash_md.py.
 Run: pytest --impl DIR -m ex5    (DIR: your folder)
 """
 
-import torch
+import torch  # noqa: F401  for your code
 
 
 def token_log_probs(model, prompt, response):

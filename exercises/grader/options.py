@@ -1,4 +1,8 @@
-"""The two options of the exercises, in a plug-in (pyproject.toml) so that pytest knows them before it reads the folders it is given."""
+"""The two options of the exercises.
+
+A plug-in of its own (pyproject.toml), so that pytest knows them before it reads the folders it is
+given.
+"""
 
 
 def pytest_addoption(parser):

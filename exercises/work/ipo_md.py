@@ -1,13 +1,12 @@
 """Exercises 4 and 6: your ipo_md.py. Copy it to a folder of your own and fill it in.
 
-This file is run on top of the reference's ipo_md.py: every other name of that file is at hand, and what you define here
-takes the place of its own. The handouts: exercise 4 in sample's docstring of sampler.py; exercise 6 in expected_loss's
-docstring of bandit.py.
+This file is run on top of the reference's ipo_md.py: every other name of that file is at hand, and
+what you define here takes the place of its own. The handouts: exercise 4 in sample's docstring of
+sampler.py; exercise 6 in expected_loss's docstring of bandit.py.
 Run: pytest --impl DIR -m ex4    (DIR: your folder)
 """
 
-import torch
-
+import torch  # noqa: F401  for your code
 
 # Exercise 4: the geometric mixture and its sampler
 

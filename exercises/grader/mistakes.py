@@ -1,9 +1,11 @@
-"""Usual mistakes in the exercises, each a small wrong function with the sentence that a student should then read.
+"""Usual mistakes in the exercises, each a small wrong function with what a student should read.
 
-The list serves twice. test_exercises.py compares an observed wrong value with what every listed mistake of the exercise
-would give, and quotes the hint of the one that matches. test_mutants.py plants each and shows that its exercise loses
-points; `python tests/test_mutants.py` prints the table of exercises/README.md.
-Signatures are the reference's. Nothing here calls the function it gets wrong: while grading, that is not there.
+The list serves twice. test_exercises.py compares an observed wrong value with what every listed
+mistake of the exercise would give, and quotes the hint of the one that matches. test_mutants.py
+plants each and shows that its exercise loses points; teacher/mutants_table.py prints the table of
+exercises/README.md.
+Signatures are the reference's. Nothing here calls the function it gets wrong: while grading, that
+is not there.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-import adapters
+from exercises.grader import adapters
 
 MISTAKES = []
 
@@ -22,14 +24,7 @@ def mistake(exercise, name, hint, *targets):
     """Registers the decorated function as a mistake in targets such as 'ipo.loss'."""
 
     def register(function):
-        MISTAKES.append(
-            SimpleNamespace(
-                exercise=exercise,
-                name=name,
-                hint=hint,
-                parts={target: function for target in targets},
-            )
-        )
+        also(exercise, name, hint, dict.fromkeys(targets, function))
         return function
 
     return register
@@ -66,7 +61,8 @@ def planted(one):
     "bandit.cycle",
 )
 def _(margin):
-    return 0.5 - margin * (torch.eye(3).double().roll(1, 1) - torch.eye(3).double().roll(1, 0))
+    beats = torch.eye(3).double().roll(1, 1)
+    return 0.5 - margin * (beats - beats.T)
 
 
 @mistake(
@@ -241,7 +237,8 @@ def _(*arguments):
 @mistake(
     2,
     "IPO: expanded form",
-    "this is the expanded form tau h^2 - (2p - 1) h: the same minimiser, another value and 1/tau of the gradient",
+    "this is the expanded form tau h^2 - (2p - 1) h: the same minimiser, another value and 1/tau "
+    "of the gradient",
     "ipo.loss",
 )
 def _(*arguments):
@@ -262,11 +259,14 @@ def _(log_pi, log_other):
     return (log_other.exp() * (log_other - log_pi)).sum(-1)
 
 
+def wins_of(preferences, log_opponent):
+    """The win rate of every action, for the mistakes that need a right one."""
+    return (preferences @ log_opponent.exp()[..., None])[..., 0]
+
+
 def answer(preferences, log_ref, tau, log_opponent):
     """The best response, for the mistakes that need a right one."""
-    return torch.log_softmax(
-        log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1
-    )
+    return torch.log_softmax(log_ref + wins_of(preferences, log_opponent) / tau, -1)
 
 
 @mistake(
@@ -276,19 +276,18 @@ def answer(preferences, log_ref, tau, log_opponent):
     "bandit.respond",
 )
 def _(preferences, log_ref, tau, log_opponent):
-    return log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] / tau
+    return log_ref + wins_of(preferences, log_opponent) / tau
 
 
 @mistake(
     3,
     "response: times tau",
-    "tau multiplies the win rate; in eq 12 it divides: a small tau must follow the preferences closely",
+    "tau multiplies the win rate; in eq 12 it divides: a small tau must follow the preferences "
+    "closely",
     "bandit.respond",
 )
 def _(preferences, log_ref, tau, log_opponent):
-    return torch.log_softmax(
-        log_ref + (preferences @ log_opponent.exp()[..., None])[..., 0] * tau, -1
-    )
+    return torch.log_softmax(log_ref + wins_of(preferences, log_opponent) * tau, -1)
 
 
 @mistake(
@@ -298,15 +297,18 @@ def _(preferences, log_ref, tau, log_opponent):
     "bandit.respond",
 )
 def _(preferences, log_ref, tau, log_opponent):
-    return torch.log_softmax((preferences @ log_opponent.exp()[..., None])[..., 0] / tau, -1)
+    return torch.log_softmax(wins_of(preferences, log_opponent) / tau, -1)
 
 
 def one_side(log_pi, preferences, log_ref, tau):
     """What the best response to pi wins, less 1/2: half the duality gap."""
-    best = tau * torch.logsumexp(
-        log_ref + (preferences @ log_pi.exp()[..., None])[..., 0] / tau, -1
-    )
-    return best + tau * (log_pi.exp() * (log_pi - log_ref)).sum(-1) - 0.5
+    best = tau * torch.logsumexp(log_ref + wins_of(preferences, log_pi) / tau, -1)
+    return best + tau * leaving(log_pi, log_ref) - 0.5
+
+
+def leaving(log_pi, log_ref):
+    """KL(pi, pi_ref)."""
+    return (log_pi.exp() * (log_pi - log_ref)).sum(-1)
 
 
 @mistake(
@@ -326,9 +328,8 @@ def _(log_pi, preferences, log_ref, tau):
     "bandit.duality_gap",
 )
 def _(log_pi, preferences, log_ref, tau):
-    return 2 * one_side(log_pi, preferences, log_ref, tau) - 2 * tau * (
-        log_pi.exp() * (log_pi - log_ref)
-    ).sum(-1)
+    right = 2 * one_side(log_pi, preferences, log_ref, tau)
+    return right - 2 * tau * leaving(log_pi, log_ref)
 
 
 @mistake(
@@ -354,7 +355,8 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
 @mistake(
     3,
     "equilibrium: plain iteration",
-    "plain iteration of eq 12 does not settle on a cycle: it jumps to and fro; damp it or use newton",
+    "plain iteration of eq 12 does not settle on a cycle: it jumps to and fro; damp it or use "
+    "newton",
     "bandit.fixed_point",
 )
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
@@ -372,11 +374,15 @@ def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
     "bandit.fixed_point",
 )
 def _(preferences, log_ref, tau, beta=0.0, mixture=None, tolerance=1e-11):
+    return nash(preferences, log_ref, tau)
+
+
+def nash(preferences, log_ref, tau):
+    """The Nash equilibrium, for the mistakes that take it for another point."""
     log_pi = log_ref
     for _ in range(3000):  # damped enough for every game here
-        log_pi = torch.log_softmax(
-            0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1
-        )
+        towards = answer(preferences, log_ref, tau, log_pi)
+        log_pi = torch.log_softmax(0.97 * log_pi + 0.03 * towards, -1)
     return log_pi
 
 
@@ -441,44 +447,48 @@ def _(logits, uniform):
 )
 def _(logits, uniform):
     cumulative = torch.softmax(logits / 2, -1).cumsum(-1)
-    return torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0].clamp(
-        max=logits.shape[1] - 1
-    )
+    token = torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1)
 
 
-def sample_wrongly(
-    break_mask=lambda ids, mask, end: mask,
-    break_beta=lambda beta: beta,
-    break_finished=lambda finished: finished,
-):
+def attention(mask):
+    """The arguments of GPT-2 for a mask: each row's positions begin at its first real token."""
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return dict(attention_mask=mask.long(), position_ids=positions)
+
+
+def sample_wrongly(break_mask=None, break_beta=None, break_finished=None):
     """A slow sampler without caches, with one place to break it."""
 
     @torch.no_grad()
     def sample(policy, reference, prompt, beta, generator, max_tokens=48):
         betas = beta if isinstance(beta, tuple) else (beta,)
-        ids, mask = prompt[0].repeat(len(betas), 1), prompt[1].repeat(len(betas), 1)
-        weight = torch.tensor(betas).double().repeat_interleave(len(prompt[0]))[:, None]
-        weight, width, end = break_beta(weight), ids.shape[1], policy.config.eos_token_id
+        ids = prompt.ids.repeat(len(betas), 1)
+        mask = prompt.mask.repeat(len(betas), 1)
+        width = ids.shape[1]
+        end = policy.config.eos_token_id
+        weight = torch.tensor(betas).double().repeat_interleave(len(prompt.ids))[:, None]
+        if break_beta:
+            weight = break_beta(weight)
         running = torch.ones(len(ids), dtype=torch.bool)
         for _ in range(max_tokens):
-            extra = dict(
-                attention_mask=mask.long(), position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)
-            )
-            logits = [model(input_ids=ids, **extra).logits[:, -1] for model in (policy, reference)]
-            token = torch.multinomial(
-                torch.softmax((1 - weight) * logits[0] + weight * logits[1], -1),
-                1,
-                generator=generator,
-            )
-            ids, mask = (
-                torch.cat([ids, torch.where(running[:, None], token, end)], 1),
-                torch.cat([mask, running[:, None]], 1),
-            )
+            extra = attention(mask)
+            logits = policy(input_ids=ids, **extra).logits[:, -1]
+            ref_logits = reference(input_ids=ids, **extra).logits[:, -1]
+            law = torch.softmax((1 - weight) * logits + weight * ref_logits, -1)
+            token = torch.multinomial(law, 1, generator=generator)
+            ids = torch.cat([ids, torch.where(running[:, None], token, end)], 1)
+            mask = torch.cat([mask, running[:, None]], 1)
             running = running & (token[:, 0] != end)
-        ids, mask = ids[:, width:], mask[:, width:]
-        longest = int(mask.sum(1).max())
-        ids, mask = ids[:, :longest], mask[:, :longest]
-        return ids, break_mask(ids, mask, end), break_finished(~running)
+        longest = int(mask[:, width:].sum(1).max())
+        ids = ids[:, width : width + longest]
+        mask = mask[:, width : width + longest]
+        if break_mask:
+            mask = break_mask(ids, mask, end)
+        finished = ~running
+        if break_finished:
+            finished = break_finished(finished)
+        return ids, mask, finished
 
     return sample
 
@@ -512,19 +522,36 @@ also(
 # Exercise 5
 
 
+def joined(prompt, response):
+    """ids and mask of prompt and response in one row each, [B, P + T]."""
+    ids = torch.cat([prompt.ids, response.ids], 1)
+    mask = torch.cat([prompt.mask, response.mask], 1)
+    return ids, mask
+
+
 def scores(model, prompt, response, prompt_positions=True):
-    """log-probability of every token of prompt and response given what is before it, [B, P + T - 1], and its mask."""
-    ids, mask = (
-        torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True)
-    )
-    extra = dict(position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)) if prompt_positions else {}
-    logits = model(input_ids=ids, attention_mask=mask.long(), **extra).logits[:, :-1]
+    """log-probability of every token given what is before it, [B, P + T - 1], and its mask."""
+    ids, mask = joined(prompt, response)
+    extra = attention(mask)
+    if not prompt_positions:
+        del extra["position_ids"]
+    logits = model(input_ids=ids, **extra).logits[:, :-1]
     return torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0], mask[:, 1:]
 
 
 def response_scores(model, prompt, response, **extra):
     """The response's part of scores, 0 where masked: right, if extra is empty."""
-    return scores(model, prompt, response, **extra)[0][:, prompt[0].shape[1] - 1 :] * response[1]
+    every, _ = scores(model, prompt, response, **extra)
+    return every[:, prompt.ids.shape[1] - 1 :] * response.mask
+
+
+def summed(wrong):
+    """Wrong log-probabilities of tokens, and of responses as their sums."""
+
+    def log_prob(model, prompt, response):
+        return wrong(model, prompt, response).sum(1)
+
+    return {"policy.token_log_probs": wrong, "policy.log_prob": log_prob}
 
 
 @mistake(
@@ -534,7 +561,7 @@ def response_scores(model, prompt, response, **extra):
     "policy.log_prob",
 )
 def _(model, prompt, response):
-    return response_scores(model, prompt, response).sum(1) / response[1].sum(1)
+    return response_scores(model, prompt, response).sum(1) / response.lengths()
 
 
 @mistake(
@@ -550,17 +577,15 @@ def _(model, prompt, response):
 
 def without_end(model, prompt, response):
     """EOS found by comparing ids and left out."""
-    return response_scores(model, prompt, response) * (response[0] != model.config.eos_token_id)
+    words = response.ids != model.config.eos_token_id
+    return response_scores(model, prompt, response) * words
 
 
 also(
     5,
     "log-probability: EOS dropped",
     "the end-of-text token was left out of the sum: ending is a decision of the policy",
-    {
-        "policy.token_log_probs": without_end,
-        "policy.log_prob": lambda *arguments: without_end(*arguments).sum(1),
-    },
+    summed(without_end),
 )
 
 
@@ -573,35 +598,23 @@ also(
     5,
     "log-probability: left padding counted",
     "positions were counted from the padding: count each row's from its first real token",
-    {
-        "policy.token_log_probs": without_positions,
-        "policy.log_prob": lambda *arguments: without_positions(*arguments).sum(1),
-    },
+    summed(without_positions),
 )
 
 
 def shifted(model, prompt, response):
     """The logits at a token's own place instead of the place before."""
-    ids, mask = (
-        torch.cat([part, other], 1) for part, other in zip(prompt[:2], response[:2], strict=True)
-    )
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
-    ).logits
+    ids, mask = joined(prompt, response)
+    logits = model(input_ids=ids, **attention(mask)).logits
     every = torch.log_softmax(logits, -1).gather(2, ids[..., None])[..., 0]
-    return every[:, prompt[0].shape[1] :] * response[1]
+    return every[:, prompt.ids.shape[1] :] * response.mask
 
 
 also(
     5,
     "log-probability: off by one",
     "the logits at a position predict the next token, not the one that stands there",
-    {
-        "policy.token_log_probs": shifted,
-        "policy.log_prob": lambda *arguments: shifted(*arguments).sum(1),
-    },
+    summed(shifted),
 )
 
 
@@ -614,46 +627,55 @@ def score_function(advantage):
     return loss
 
 
-for name, hint, advantage in (
-    ("Nash-MD-PG: all zeros", "the gradient is zero", lambda p, d, tau: 0 * d),
-    (
-        "Nash-MD-PG: sign",
-        "the sign is wrong: descending on this loss makes losing answers likelier",
-        lambda p, d, tau: -(p - 0.5 - tau * d),
-    ),
-    (
-        "Nash-MD-PG: no 1/2",
-        "the baseline 1/2 is missing: a draw must give no reward",
-        lambda p, d, tau: p - tau * d,
-    ),
-    (
-        "Nash-MD-PG: no KL",
-        "the KL term is missing: nothing holds the policy near pi_ref",
-        lambda p, d, tau: p - 0.5 + 0 * d,
-    ),
-    (
-        "Nash-MD-PG: KL with wrong sign",
-        "the log-ratio is added; it must be subtracted, or the policy flees from pi_ref",
-        lambda p, d, tau: p - 0.5 + tau * d,
-    ),
-    (
-        "Nash-MD-PG: KL twice",
-        "the log-ratio counts twice: tau, not 2 tau",
-        lambda p, d, tau: p - 0.5 - 2 * tau * d,
-    ),
-    (
-        "Nash-MD-PG: 1/tau",
-        "tau multiplies the log-ratio here; IPO's target is what it divides",
-        lambda p, d, tau: p - 0.5 - d / tau,
-    ),
-):
-    also(5, name, hint, {"nash_md.loss": score_function(advantage)})
+also(
+    5,
+    "Nash-MD-PG: all zeros",
+    "the gradient is zero",
+    {"nash_md.loss": score_function(lambda p, d, tau: 0 * d)},
+)
+also(
+    5,
+    "Nash-MD-PG: sign",
+    "the sign is wrong: descending on this loss makes losing answers likelier",
+    {"nash_md.loss": score_function(lambda p, d, tau: -(p - 0.5 - tau * d))},
+)
+also(
+    5,
+    "Nash-MD-PG: no 1/2",
+    "the baseline 1/2 is missing: a draw must give no reward",
+    {"nash_md.loss": score_function(lambda p, d, tau: p - tau * d)},
+)
+also(
+    5,
+    "Nash-MD-PG: no KL",
+    "the KL term is missing: nothing holds the policy near pi_ref",
+    {"nash_md.loss": score_function(lambda p, d, tau: p - 0.5 + 0 * d)},
+)
+also(
+    5,
+    "Nash-MD-PG: KL with wrong sign",
+    "the log-ratio is added; it must be subtracted, or the policy flees from pi_ref",
+    {"nash_md.loss": score_function(lambda p, d, tau: p - 0.5 + tau * d)},
+)
+also(
+    5,
+    "Nash-MD-PG: KL twice",
+    "the log-ratio counts twice: tau, not 2 tau",
+    {"nash_md.loss": score_function(lambda p, d, tau: p - 0.5 - 2 * tau * d)},
+)
+also(
+    5,
+    "Nash-MD-PG: 1/tau",
+    "tau multiplies the log-ratio here; IPO's target is what it divides",
+    {"nash_md.loss": score_function(lambda p, d, tau: p - 0.5 - d / tau)},
+)
 
 
 @mistake(
     5,
     "Nash-MD-PG: missing stop-gradient",
-    "the advantage was differentiated: detach it, or the log-ratio adds a term that is not the KL's",
+    "the advantage was differentiated: detach it, or the log-ratio adds a term that is not the "
+    "KL's",
     "nash_md.loss",
 )
 def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
@@ -661,19 +683,12 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
 
 
 def per_token(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
-    """On log-probabilities [B, T] of tokens: each token's score weighted with its own log-ratio alone."""
-    return (
-        -(
-            (
-                preference
-                if torch.is_tensor(preference) and preference.ndim == 2
-                else torch.as_tensor(preference)[..., None]
-            )
-            - 0.5
-            - tau * (logp - ref_logp)
-        ).detach()
-        * logp
-    )
+    """On tokens' log-probabilities [B, T]: each score weighted with its own log-ratio alone."""
+    preference = torch.as_tensor(preference)
+    if preference.ndim < 2:
+        preference = preference[..., None]
+    advantage = preference - 0.5 - tau * (logp - ref_logp)
+    return -advantage.detach() * logp
 
 
 also(
@@ -693,15 +708,22 @@ also(
 # Exercise 6
 
 
+def law(log_pi, log_ref, beta):
+    """The geometric mixture, for exercise 6's default argument."""
+    return torch.log_softmax((1 - beta) * log_pi + beta * log_ref, -1)
+
+
 def expectation(
     method, log_pi, log_ref, preferences, tau, beta, mixture, detach=True, weigh=True, weight=None
 ):
     """The expected loss over all pairs, with places to break it."""
-    laws = {
-        "policy": log_pi,
-        "mixture": mixture(log_pi, log_ref, beta if weight is None else weight),
-    }
-    first, second = (laws[who].detach() if detach else laws[who] for who in method.PAIR)
+    if weight is None:
+        weight = beta
+    mixture = mixture or law
+    laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, weight)}
+    first, second = (laws[who] for who in method.PAIR)
+    if detach:
+        first, second = first.detach(), second.detach()
     pairs = method.loss(
         log_pi[..., :, None],
         log_pi[..., None, :],
@@ -736,9 +758,7 @@ also(
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(
-        method, log_pi, log_ref, preferences, tau, beta, mixture or law, detach=False
-    )
+    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture, detach=False)
 
 
 @mistake(
@@ -748,7 +768,7 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law, weigh=False)
+    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture, weigh=False)
 
 
 @mistake(
@@ -758,9 +778,8 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(
-        method, log_pi, log_ref, preferences, tau, beta, mixture or law, weight=1 - beta
-    )
+    weight = 1 - beta
+    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture, weight=weight)
 
 
 @mistake(
@@ -770,9 +789,9 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return expectation(
-        method, log_pi, log_ref, preferences, beta or tau, tau if beta else 0.0, mixture or law
-    )
+    if beta:
+        tau, beta = beta, tau
+    return expectation(method, log_pi, log_ref, preferences, tau, beta, mixture)
 
 
 @mistake(
@@ -782,64 +801,79 @@ def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
     "bandit.expected_loss",
 )
 def _(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=None):
-    return 2 * expectation(method, log_pi, log_ref, preferences, tau, beta, mixture or law)
+    return 2 * expectation(method, log_pi, log_ref, preferences, tau, beta, mixture)
 
 
 @mistake(
     6,
     "IPO-MD: uncentred one-sided loss",
-    "Nash-MD's one-sided loss on samples of the mixture: E[grad log pi] is not 0 there (Prop 5.1); use the pair loss",
+    "Nash-MD's one-sided loss on samples of the mixture: E[grad log pi] is not 0 there (Prop 5.1); "
+    "use the pair loss",
     "ipo_md.loss",
 )
 def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     return -(preference - 0.5 - tau * (logp - ref_logp)).detach() * logp * 4 / tau
 
 
-def law(log_pi, log_ref, beta):
-    """The geometric mixture, for exercise 6's default argument."""
-    return torch.log_softmax((1 - beta) * log_pi + beta * log_ref, -1)
-
-
 # Exercise 7
 
 
-def logistic(gap, p):
-    """-p log sigmoid(gap) - (1 - p) log sigmoid(-gap)."""
-    return p * F.softplus(-gap) + (1 - p) * F.softplus(gap)
+def logistic(z, p):
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z)."""
+    return p * F.softplus(-z) + (1 - p) * F.softplus(z)
 
 
-for name, hint, wrong in (
-    ("DPO: all zeros", "the answer is zero everywhere", lambda h, p, tau: 0 * h),
-    (
-        "DPO: winner and loser swapped",
-        "winner and loser are exchanged: the loss must fall as h grows when p is near 1",
-        lambda h, p, tau: logistic(-tau * h, p),
-    ),
-    (
-        "DPO: h over tau",
-        "tau multiplies h in DPO; it divides in IPO's target",
-        lambda h, p, tau: logistic(h / tau, p),
-    ),
-    ("DPO: tau missing", "tau is missing: sigmoid(tau h)", lambda h, p, tau: logistic(h, p)),
-    (
-        "DPO: hard label",
-        "the label was rounded to a winner: weight both orders, by p and 1 - p",
-        lambda h, p, tau: logistic(tau * h, (p > 0.5).double()),
-    ),
-    (
-        "DPO: log of sigmoid",
-        "log(sigmoid(z)) underflows for large |z|: use logsigmoid",
-        lambda h, p, tau: (
-            -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log()
-        ),
-    ),
-):
-    also(
-        7,
-        name,
-        hint,
-        {"dpo.loss": lambda a, b, c, d, p, tau, wrong=wrong: wrong((a - c) - (b - d), p, tau)},
-    )
+def of_h(wrong):
+    """A DPO loss as a function (h, p, tau)."""
+
+    def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
+        h = (logp - ref_logp) - (logp_other - ref_logp_other)
+        return wrong(h, preference, tau)
+
+    return loss
+
+
+def underflowing(h, p, tau):
+    """The right loss, with the logarithm and the sigmoid apart."""
+    return -p * torch.sigmoid(tau * h).log() - (1 - p) * torch.sigmoid(-tau * h).log()
+
+
+also(
+    7,
+    "DPO: all zeros",
+    "the answer is zero everywhere",
+    {"dpo.loss": of_h(lambda h, p, tau: 0 * h)},
+)
+also(
+    7,
+    "DPO: winner and loser swapped",
+    "winner and loser are exchanged: the loss must fall as h grows when p is near 1",
+    {"dpo.loss": of_h(lambda h, p, tau: logistic(-tau * h, p))},
+)
+also(
+    7,
+    "DPO: h over tau",
+    "tau multiplies h in DPO; it divides in IPO's target",
+    {"dpo.loss": of_h(lambda h, p, tau: logistic(h / tau, p))},
+)
+also(
+    7,
+    "DPO: tau missing",
+    "tau is missing: sigmoid(tau h)",
+    {"dpo.loss": of_h(lambda h, p, tau: logistic(h, p))},
+)
+also(
+    7,
+    "DPO: hard label",
+    "the label was rounded to a winner: weight both orders, by p and 1 - p",
+    {"dpo.loss": of_h(lambda h, p, tau: logistic(tau * h, (p > 0.5).double()))},
+)
+also(
+    7,
+    "DPO: log of sigmoid",
+    "log(sigmoid(z)) underflows for large |z|: use logsigmoid",
+    {"dpo.loss": of_h(underflowing)},
+)
 
 
 @mistake(7, "DPO: no reference", "the reference is missing from h", "dpo.loss")
@@ -854,12 +888,7 @@ def _(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     "bandit.dpo_point",
 )
 def _(preferences, log_ref, tau):
-    log_pi = log_ref
-    for _ in range(3000):
-        log_pi = torch.log_softmax(
-            0.97 * log_pi + 0.03 * answer(preferences, log_ref, tau, log_pi), -1
-        )
-    return log_pi
+    return nash(preferences, log_ref, tau)
 
 
 GAMES = (
@@ -878,7 +907,8 @@ also(
 also(
     7,
     "prediction: never Nash",
-    "there are exceptions: where every action wins half the time against pi_ref, pi_ref is the answer to everything",
+    "there are exceptions: where every action wins half the time against pi_ref, pi_ref is the "
+    "answer to everything",
     {"adapters.answers": lambda exercise: dict.fromkeys(GAMES, False)},
 )
 
