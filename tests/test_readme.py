@@ -40,14 +40,14 @@ def defined(path):
 
 
 def test_every_file_function_and_test_it_names_exists():
-    named = re.findall(r"`((?:tests/|exercises/)?\w+\.py)::?(\w+)`", TEXT)
+    named = re.findall(r"`((?:\w+/)*\w+\.py)::?(\w+)`", TEXT)
     assert len(named) > 25, "the pattern must find the references, or the test is empty"
     assert not [
         f"{path}:{name}"
         for path, name in named
         if not (ROOT / path).is_file() or name not in defined(path)
     ]
-    files = re.findall(r"`(?:python )?((?:tests/|exercises/)?\w+\.py)[` ]", TEXT) + re.findall(
+    files = re.findall(r"`(?:python )?((?:\w+/)*\w+\.py)[` ]", TEXT) + re.findall(
         r"\]\(([\w/]+\.\w+)\)", TEXT
     )
     assert not [path for path in files if not (ROOT / path).is_file()]
