@@ -79,8 +79,8 @@ def test_no_claim_is_left_out_of_the_table():
 @pytest.mark.parametrize(
     "sense, limit, worst, holds",
     [
-        ("<=", 3.0, 3.0, True),
-        ("<=", 2.9, 3.0, False),
+        ("<=", 6.0, 6.0, True),
+        ("<=", 5.9, 6.0, False),
         (">=", 1.0, 1.0, True),
         (">=", 1.1, 1.0, False),
         ("median >=", 2.0, 2.0, True),
@@ -88,8 +88,8 @@ def test_no_claim_is_left_out_of_the_table():
     ],
 )
 def test_the_worst_case_decides(sense, limit, worst, holds):
-    """The largest, the smallest or the median of 1, 2, 3 against its limit."""
-    line = claims.row("name", "statement", sense, limit, [3.0, torch.tensor(1.0), 2.0])
+    """The largest, the smallest or the median of 1, 2, 6 against its limit."""
+    line = claims.row("name", "statement", sense, limit, [6.0, torch.tensor(1.0), 2.0])
     assert (line.cases, line.worst, line.holds()) == (3, worst, holds)
 
 

@@ -280,8 +280,8 @@ def test_undetached_log_ratio_adds_an_entropy_bonus(games):
 def test_per_token_normalisers():
     """log(per-token law) - (1 - beta) log pi - beta log pi_ref depends on the prefixes.
 
-    It is at least 0. Responses that differ in the last token alone share it; were it the same for all, this were the
-    sequence-level mixture.
+    It is at least 0. Responses that differ in the last token alone share it; were it the same for
+    all, this were the sequence-level mixture.
     """
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, len(RESPONSES), generator=generator, dtype=DOUBLE)
