@@ -1,14 +1,20 @@
-"""The lab: preference games small enough to solve, and every method of the paper run on them with exact expectations.
+"""The lab: preference games small enough to solve, and the paper's methods run on them exactly.
 
-Implements the regularised Nash equilibrium (Prop 4.1, eq 12), the fixed point of IPO-MD and Nash-MD-PG (eq 13), offline
-IPO's and the RLHF policy, the duality gap, tabular Nash-MD (NLHF, arXiv 2312.00886, section 5) and Figure 6's pictures.
-Gradients go through the very losses that train.py uses: they return one value a pair, the lab weights each by the
-pair's detached probability, the trainer averages the pairs it drew. Left out: prompts and models (tests/enumerated.py).
-Run: python bandit.py                       the table of games and methods, and two pictures in results/
-     python bandit.py --check               every claim of the paper that a finite game can decide (claims.py)
-     python bandit.py --preferences FILE    your own game: a square matrix in a .csv, .json or .npy file
-Names: preferences [n, n], preferences[i, j] = p(i > j), so preferences + preferences^T = 1; log_pi, log_ref [..., n]:
-log-probabilities of the n actions, float64; tau > 0: the regularisation; beta in [0, 1]: the mixture's reference weight.
+Implements the regularised Nash equilibrium (Prop 4.1, eq 12), the fixed point of IPO-MD and
+Nash-MD-PG (eq 13), offline IPO's and the RLHF policy, the duality gap, tabular Nash-MD (NLHF, arXiv
+2312.00886, section 5) and Figure 6's pictures. Gradients go through the very losses that train.py
+uses: they return one value a pair. The lab weights each by the pair's detached probability, the
+trainer averages the pairs it drew.
+Left out: prompts and models (enumerated.py), the paper's claims one by one (claims.py).
+Run: python bandit.py                       the table of games and methods; two pictures in results/
+     python bandit.py --preferences FILE    your own game: a square matrix, a .csv, .json or .npy
+
+Names, all float64:
+    preferences     [n, n], preferences[i, j] = p(i > j), so preferences + preferences^T = 1
+    log_pi, log_ref [..., n], log-probabilities of the n actions, nats
+    tau             above 0, the regularisation strength
+    beta            in [0, 1], the reference's weight in the mixture
+    method          a module such as ipo: PAIR says who draws y and y', loss what a pair costs
 """
 
 import argparse
@@ -28,22 +34,20 @@ import rl
 import slic
 from ipo_md import mixture
 
+# Games
+
 
 def cycle(margin):
-    """Rock-paper-scissors: each of three actions beats the next with probability 1/2 + margin. Returns [3, 3]."""
+    """Rock-paper-scissors: each of three actions beats the next with probability 1/2 + margin.
+
+    margin:
+        in [-1/2, 1/2]; below 0 the cycle runs the other way.
+
+    Returns [3, 3].
+    """
     next_action = torch.eye(3, dtype=torch.float64).roll(1, 1)
+    # The transpose makes it antisymmetric: what one action wins, the other loses.
     return 0.5 + margin * (next_action - next_action.T)
-
-
-def random_game(count, generator):
-    """Preferences [count, count] uniform in [0, 1] above the diagonal, some a > b > c > a, and a random log_ref [count]."""
-    while True:  # until there is a cycle: transitive games hide which opponent a method plays
-        above = (torch.rand(count, count, generator=generator, dtype=torch.float64) - 0.5).triu(1)
-        beats = (above - above.T > 0).double()
-        if count < 3 or (beats @ beats @ beats).diagonal().any():
-            return 0.5 + above - above.T, torch.randn(
-                count, generator=generator, dtype=torch.float64
-            ).log_softmax(0)
 
 
 def bradley_terry(rewards):
@@ -51,23 +55,49 @@ def bradley_terry(rewards):
     return torch.sigmoid(rewards[:, None] - rewards[None])
 
 
+def random_game(count, generator):
+    """Uniform preferences with some cycle a > b > c > a, and a reference that is not uniform.
+
+    count:
+        at least 1, the number of actions; below 3 there can be no cycle.
+    generator:
+        a torch.Generator: first the preferences are drawn, again until they cycle, then log_ref.
+
+    Returns preferences [count, count] and log_ref [count].
+    """
+    while True:
+        # Above the diagonal alone: the lower half follows, p(j > i) = 1 - p(i > j).
+        uniform = torch.rand(count, count, generator=generator, dtype=torch.float64)
+        above = (uniform - 0.5).triu(1)
+        beats = (above - above.T > 0).double()
+        # A closed walk of three wins. Transitive games hide which opponent a method plays.
+        has_cycle = (beats @ beats @ beats).diagonal().any()
+        if count < 3 or has_cycle:
+            break
+    log_ref = torch.randn(count, generator=generator, dtype=torch.float64).log_softmax(0)
+    return 0.5 + above - above.T, log_ref
+
+
 def games(seed):
     """The table's five games: name -> (preferences, log_ref)."""
     generator = torch.Generator().manual_seed(seed)
+    # The order of the draws fixes the games: the rewards, five actions, its reference, a hundred.
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)
+    intransitive = random_game(5, generator)
+    _, transitive_ref = random_game(5, generator)  # its preferences come from the rewards
+    large = random_game(100, generator)
+    biased_ref = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    two_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     return {
-        "cyclic game, biased reference": (
-            cycle(0.4),
-            torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log(),
-        ),
-        "random intransitive game": random_game(5, generator),
-        "Bradley-Terry game": (bradley_terry(rewards), random_game(5, generator)[1]),
-        "two-action game": (
-            cycle(0.2)[:2, :2],
-            torch.tensor([0.3, 0.7], dtype=torch.float64).log(),
-        ),
-        "large random game": random_game(100, generator),
+        "cyclic game, biased reference": (cycle(0.4), biased_ref),
+        "random intransitive game": intransitive,
+        "Bradley-Terry game": (bradley_terry(rewards), transitive_ref),
+        "two-action game": (cycle(0.2)[:2, :2], two_ref),
+        "large random game": large,
     }
+
+
+# Equilibria
 
 
 def win_rate(preferences, log_opponent):
@@ -76,21 +106,36 @@ def win_rate(preferences, log_opponent):
 
 
 def respond(preferences, log_ref, tau, log_opponent):
-    """log of pi_ref(y) exp(p(y > opponent)/tau)/Z, [..., n]: eq 12 against itself, eq 13 its mixture, offline IPO the data."""
+    """log of pi_ref(y) exp(p(y > opponent)/tau)/Z, the regularised best response, [..., n].
+
+    log_opponent:
+        [..., n]. The policy itself: eq 12; its mixture with the reference: eq 13; the law of the
+        data: offline IPO's policy.
+    """
     return torch.log_softmax(log_ref + win_rate(preferences, log_opponent) / tau, -1)
 
 
 def newton(field, log_pi, tolerance=1e-11, steps=60):
-    """A zero of field: [n] -> [n] near log_pi by Newton's method, halving a step until it helps. None if it finds none."""
+    """A zero of a vector field by Newton's method, halving a step until it helps.
+
+    field:
+        a differentiable function of log_pi, [n] -> [n].
+    log_pi:
+        [n], where to start.
+    tolerance:
+        above 0, the largest component of the field that counts as zero.
+
+    Returns log_pi [n], or None if it finds no zero within so many steps.
+    """
     value = field(log_pi)
     for _ in range(steps):
         size = value.abs().max()
         if size < tolerance:
             return log_pi
-        direction = torch.linalg.solve_ex(torch.func.jacrev(field)(log_pi), value)[
-            0
-        ]  # no exception: a singular one is NaN
+        # solve_ex raises nothing: a singular Jacobian gives NaN, and the halving below gives up.
+        direction, _ = torch.linalg.solve_ex(torch.func.jacrev(field)(log_pi), value)
         for halving in range(14):
+            # Renormalised: Newton's step need not keep the probabilities' sum at 1.
             candidate = torch.log_softmax(log_pi - direction / 2**halving, -1)
             value = field(candidate)
             if value.abs().max() < size:
@@ -102,39 +147,52 @@ def newton(field, log_pi, tolerance=1e-11, steps=60):
 
 
 def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=1e-11):
-    """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13); beta = 0: the Nash equilibrium (eq 12).
-    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the equation
-    diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences minus 1/2 are
-    antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the opponent's log law.
-    Raises ValueError rather than return a residual max |log pi - respond| above tolerance."""
+    """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13).
+
+    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain
+    iteration of the equation diverges on cycles at small tau. Here the Jacobian is never singular
+    at a solution, because the preferences minus 1/2 are antisymmetric: d(mixture) . d(log pi) = 0
+    on its null space.
+
+    beta:
+        in [0, 1]; 0 gives the Nash equilibrium (eq 12).
+    mixture:
+        (log_pi, log_ref, beta) -> the opponent's log law [n].
+    tolerance:
+        the largest residual max |log pi - respond| to accept, nats.
+
+    Raises ValueError rather than return a larger residual.
+    """
 
     def residual(log_pi):
-        return log_pi - respond(preferences, log_ref, at, mixture(log_pi, log_ref, beta))
+        opponent = mixture(log_pi, log_ref, beta)
+        return log_pi - respond(preferences, log_ref, tau_now, opponent)
 
-    guess, at, shrink, solved = log_ref, max(tau, 1.0), 0.5, None
+    # At tau of 1 or more the response moves little with the opponent: the reference is near enough.
+    tau_now = max(tau, 1.0)
+    guess = log_ref
+    shrink = 0.5
+    tau_solved = None
+    solution = None
     while True:
         log_pi = newton(residual, guess, tolerance)
         if log_pi is not None:
-            solved = at, log_pi
-            if at == tau:
+            if tau_now == tau:
                 return log_pi
-        else:  # too long a step in tau: try one of half the length (in the logarithm)
+            tau_solved = tau_now
+            solution = log_pi
+        else:
+            # Too long a step in tau: try one of half the length (in the logarithm).
             shrink = math.sqrt(shrink)
-            if solved is None or shrink > 0.995:
+            if solution is None or shrink > 0.995:
                 raise ValueError(
-                    f"tau = {tau:g}: no equilibrium found to a residual of {tolerance:g}; use a larger tau"
+                    f"tau = {tau:g}: no equilibrium found to a residual of {tolerance:g}; "
+                    "use a larger tau"
                 )
-        at = max(tau, solved[0] * shrink)
-        # The payoffs p(y > pi) = tau log pi/pi_ref + const change little with tau; the log-ratios are their 1/tau-fold.
-        guess = torch.log_softmax(log_ref + (solved[1] - log_ref) * solved[0] / at, -1)
-
-
-def duality_gap(log_pi, preferences, log_ref, tau):
-    """2 max_pi' [p(pi' > pi) - tau KL(pi', pi_ref) + tau KL(pi, pi_ref)] - 1, [...]: at least 0, and 0 only at Nash."""
-    best = tau * torch.logsumexp(
-        log_ref + win_rate(preferences, log_pi) / tau, -1
-    )  # the maximum, in closed form
-    return 2 * (best + tau * kl(log_pi, log_ref)) - 1
+        tau_now = max(tau, tau_solved * shrink)
+        # The payoffs p(y > pi) = tau log pi/pi_ref + const change little with tau; the log-ratios
+        # are their 1/tau-fold.
+        guess = torch.log_softmax(log_ref + (solution - log_ref) * tau_solved / tau_now, -1)
 
 
 def kl(log_pi, log_other):
@@ -147,19 +205,39 @@ def total_variation(log_pi, log_other):
     return (log_pi.exp() - log_other.exp()).abs().sum(-1) / 2
 
 
-def fit_reward(preferences, log_data):
-    """The Bradley-Terry reward [n] of least cross-entropy on pairs drawn from log_data, sum 0: RL's reward model. Exact on a
-    Bradley-Terry game; elsewhere the nearest transitive account of the game, which depends on the data."""
-    wins = preferences.clamp(1e-6, 1 - 1e-6)  # no finite reward explains a certain preference
+def duality_gap(log_pi, preferences, log_ref, tau):
+    """2 max_pi' [p(pi' > pi) - tau KL(pi', pi_ref) + tau KL(pi, pi_ref)] - 1, [...].
 
-    def slope(
-        rewards,
-    ):  # of the cross-entropy, divided by the law of y; the sum settles the free constant
+    At least 0, and 0 only at the Nash equilibrium.
+    """
+    # The maximum over pi' in closed form: it is attained at respond(preferences, ..., log_pi).
+    best = tau * torch.logsumexp(log_ref + win_rate(preferences, log_pi) / tau, -1)
+    return 2 * (best + tau * kl(log_pi, log_ref)) - 1
+
+
+def fit_reward(preferences, log_data):
+    """The Bradley-Terry reward of least cross-entropy on pairs drawn from the data: RL's model.
+
+    Exact on a Bradley-Terry game; elsewhere the nearest transitive account of the game, which
+    depends on the data.
+
+    log_data:
+        [n], the law that both responses of a pair are drawn from.
+
+    Returns [n], nats, sum 0.
+    """
+    # No finite reward explains a certain preference.
+    wins = preferences.clamp(1e-6, 1 - 1e-6)
+
+    def slope(rewards):
+        # Of the cross-entropy, divided by the law of y: the same zero, well scaled where y is rare.
+        # Rewards are free up to a constant; the sum settles it.
         return (bradley_terry(rewards) - wins) @ log_data.exp() + rewards.sum()
 
     rewards = torch.zeros_like(log_data)
-    for _ in range(100):  # Newton on a convex function, with steps of at most 1 nat
+    for _ in range(100):
         step = torch.linalg.solve(torch.func.jacrev(slope)(rewards), slope(rewards))
+        # Newton on a convex function, but at most 1 nat a step: a whole one may overshoot.
         rewards = rewards - step / step.abs().max().clamp(min=1)
     return rewards
 
@@ -170,45 +248,74 @@ def rlhf_policy(rewards, log_ref, tau):
 
 
 def dpo_point(preferences, log_ref, tau):
-    """Online DPO's point, [n] or None: sum_y' pi(y') (p(y > y') - sigmoid(tau h(y, y'))) = 0, by hand and not by dpo.loss."""
+    """Online DPO's point: sum_y' pi(y') (p(y > y') - sigmoid(tau h(y, y'))) = 0 for every y.
+
+    By hand and not by dpo.loss. Returns [n], or None where no finite point is found.
+    """
 
     def slope(log_pi):
         returns = tau * (log_pi - log_ref)
-        # pi-weighted the sums vanish for every pi, so one equation is free: it fixes the normalisation.
-        return ((preferences - bradley_terry(returns)) * log_pi.exp()).sum(-1) + torch.logsumexp(
-            log_pi, -1
-        )
+        pull = ((preferences - bradley_terry(returns)) * log_pi.exp()).sum(-1)
+        # pi-weighted the pulls vanish for every pi, so one equation is free: it fixes the
+        # normalisation, logsumexp(log_pi) = 0.
+        return pull + torch.logsumexp(log_pi, -1)
 
-    near = rlhf_policy(
-        fit_reward(preferences, log_ref), log_ref, tau
-    )  # under Bradley-Terry it is the point itself (F.7)
-    return next(
-        (point for start in (log_ref, near) if (point := newton(slope, start)) is not None), None
-    )
+    # Under Bradley-Terry the RLHF policy is the point itself (F.7), elsewhere a second try.
+    near = rlhf_policy(fit_reward(preferences, log_ref), log_ref, tau)
+    for start in (log_ref, near):
+        point = newton(slope, start)
+        if point is not None:
+            return point
+    return None
+
+
+# Methods
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
-    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n]. Its PAIR says who
-    draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place. rl wants reward gaps
-    r(y) - r(y') for preferences."""
+    """The expectation over all n x n pairs of a method's loss, [...]; differentiable in log_pi.
+
+    method:
+        a module whose PAIR says who draws y and y', and whose loss costs a pair.
+    log_pi:
+        [..., n], with gradient.
+    preferences:
+        [n, n]; rl wants reward gaps r(y) - r(y') in their place.
+    mixture:
+        (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place.
+    """
     laws = {"policy": log_pi, "mixture": mixture(log_pi, log_ref, beta)}
-    first, second = (
-        laws[who].detach() for who in method.PAIR
-    )  # detached: no gradient flows through the sampling
-    y, other = (
-        (log_pi[..., :, None], log_ref[..., :, None]),
-        (log_pi[..., None, :], log_ref[..., None, :]),
+    # Detached: no gradient flows through the sampling.
+    first = laws[method.PAIR[0]].detach()
+    second = laws[method.PAIR[1]].detach()
+    # A row for every y, a column for every y': [..., n, 1] against [..., 1, n].
+    pairs = method.loss(
+        log_pi[..., :, None],
+        log_pi[..., None, :],
+        log_ref[..., :, None],
+        log_ref[..., None, :],
+        preferences,
+        tau,
     )
-    pairs = method.loss(y[0], other[0], y[1], other[1], preferences, tau)
-    return ((first[..., :, None] + second[..., None, :]).exp() * pairs).sum((-2, -1))
+    weight = (first[..., :, None] + second[..., None, :]).exp()
+    return (weight * pairs).sum((-2, -1))
 
 
 def gradient(method, log_pi, *game):
-    """The exact expected gradient of a method on the logits of a softmax policy, [..., n]. game: as expected_loss."""
+    """The exact expected gradient of a method on the logits of a softmax policy.
+
+    log_pi:
+        [..., n]; policies of a stack are independent of each other.
+    game:
+        log_ref, preferences, tau and so on, as expected_loss takes them.
+
+    Returns [..., n].
+    """
+    # Log-probabilities are logits, too. A leaf of its own: the caller's graph is left alone.
     logits = log_pi.detach().requires_grad_()
-    return torch.autograd.grad(
-        expected_loss(method, torch.log_softmax(logits, -1), *game).sum(), logits
-    )[0]
+    value = expected_loss(method, torch.log_softmax(logits, -1), *game)
+    # The sum over a stack: no policy's loss depends on another's logits.
+    return torch.autograd.grad(value.sum(), logits)[0]
 
 
 def descend(
@@ -224,67 +331,80 @@ def descend(
     natural=True,
     decay=None,
 ):
-    """Follows the exact gradient until a step moves no logit by 1e-12. Returns the path [steps + 1, ..., n] of log_pi. natural:
-    divides the gradient by the law of y, a mirror-descent step; plain descent on the logits has the same zeros but crawls along
-    rarely drawn actions. No momentum: claims.py shows why. decay: rate falls as 1/(1 + step/decay)."""
-    # Rates of different losses are not comparable: Prop 4.2's constant is 4/tau for the squared loss, 1 for a score
-    # function. In these units a step moves a logit by rate times its advantage p(y > opponent) - 1/2 - tau log pi/pi_ref.
-    unit = {
-        ipo: tau / 4,
-        ipo_md: tau / 4,
-        nash_md: 1.0,
-        rl: 1.0,
-        dpo: 1 / (2 * tau),
-        slic: 1 / (2 * tau),
-    }[method]
+    """Follows a method's exact gradient until a step moves no logit by 1e-12.
+
+    No momentum: claims.py shows why.
+
+    method, mixture:
+        as for expected_loss.
+    rate:
+        above 0, the step in units in which every method moves a logit by the rate times its
+        advantage p(y > opponent) - 1/2 - tau log pi/pi_ref.
+    steps:
+        at most so many.
+    start:
+        [..., n], the first policy; None: log_ref.
+    natural:
+        divides the gradient by the law of y, a mirror-descent step. Plain descent on the logits
+        has the same zeros but crawls along rarely drawn actions.
+    decay:
+        in steps: the rate falls as 1/(1 + step/decay); None: it stays.
+
+    Returns the path [at most steps + 1, ..., n] of log_pi.
+    """
+    # Rates of different losses are not comparable: Prop 4.2's constant is 4/tau for the squared
+    # loss, 1 for a score function. Each method's file knows its own.
+    unit = 1 / method.gradient_scale(tau)
     path = [log_ref if start is None else start]
     for step in range(steps):
-        move = (
-            gradient(method, path[-1], log_ref, preferences, tau, beta, mixture)
-            * unit
-            * rate
-            / (1 + step / (decay or math.inf))
-        )
+        log_pi = path[-1]
+        move = gradient(method, log_pi, log_ref, preferences, tau, beta, mixture) * unit * rate
+        if decay is not None:
+            move = move / (1 + step / decay)
         if natural:
-            law = path[-1] if method.PAIR[0] == "policy" else mixture(path[-1], log_ref, beta)
-            move = move / law.exp().clamp(
-                min=1e-300
-            )  # where the law underflows the gradient is 0, too
-        path.append(torch.log_softmax(path[-1] - move, -1))
+            # Whoever draws y: its gradient is the score weighted by that law.
+            law = log_pi if method.PAIR[0] == "policy" else mixture(log_pi, log_ref, beta)
+            # Where the law underflows the gradient is 0, too.
+            move = move / law.exp().clamp(min=1e-300)
+        path.append(torch.log_softmax(log_pi - move, -1))
+        # Without its mean: a constant on all logits moves no probability.
         if (move - move.mean(-1, keepdim=True)).abs().max() < 1e-12:
             break
     return torch.stack(path)
 
 
 def nash_md_path(preferences, log_ref, tau, steps, eta=None):
-    """Tabular Nash-MD, [steps + 1, n]: m = pi^(1 - eta tau) pi_ref^(eta tau), pi_next = m exp(eta p(. > m))/Z (NLHF, sec 5). eta
-    None: Theorem 1's 2/(tau (t + 2)), which leads to Nash; a constant eta to the eq-13 point of beta = eta tau, if at all."""
+    """Tabular Nash-MD: m = pi^(1 - eta tau) pi_ref^(eta tau), pi_next = m exp(eta p(. > m))/Z.
+
+    NLHF, section 5. It starts at the reference.
+
+    eta:
+        the step, above 0. None: Theorem 1's 2/(tau (t + 2)), which leads to Nash. A constant leads
+        to the eq-13 point of beta = eta tau, if anywhere.
+
+    Returns [steps + 1, n].
+    """
     path = [log_ref]
     for step in range(steps):
-        size = eta or 2 / (tau * (step + 2))
+        size = 2 / (tau * (step + 2)) if eta is None else eta
+        # The mixture is both the opponent and the point that the step starts from.
         opponent = mixture(path[-1], log_ref, size * tau)
         path.append(torch.log_softmax(opponent + size * win_rate(preferences, opponent), -1))
     return torch.stack(path)
 
 
-def run_methods(preferences, log_ref, tau, beta):
-    """Every method on one game, one after another: yields (name, predicted log_pi or None, path of log_pi, seconds)."""
-    nash, shifted = (
-        fixed_point(preferences, log_ref, tau),
-        fixed_point(preferences, log_ref, tau, beta),
-    )
-    rewards = fit_reward(preferences, log_ref)
-    half = (nash / 2).exp()
-    turn = torch.linalg.matrix_norm(
-        half[:, None] * (preferences - 0.5) * half, 2
-    )  # how fast the field turns around Nash
-    # SLiC's slope does not shrink before the kink |h| = 1/tau: two actions stop there, more may circle from kink to kink.
-    kink = (
-        torch.log_softmax(log_ref + (preferences[:, 1] - 0.5).sign() / tau, -1)
-        if len(log_ref) == 2
-        else None
-    )
-    plans = (
+# The table
+
+
+def plan_methods(preferences, log_ref, tau, beta, nash, rewards):
+    """The table's descents, one a line: (name, method, beta, the predicted log_pi or None)."""
+    shifted = fixed_point(preferences, log_ref, tau, beta)
+    # SLiC's slope does not shrink before the kink |h| = 1/tau: two actions stop there, more may
+    # circle from kink to kink.
+    kink = None
+    if len(log_ref) == 2:
+        kink = torch.log_softmax(log_ref + (preferences[:, 1] - 0.5).sign() / tau, -1)
+    return (
         ("online IPO", ipo, 0.0, nash),
         (f"IPO-MD {beta:g}", ipo_md, beta, shifted),
         (f"Nash-MD-PG {beta:g}", nash_md, beta, shifted),
@@ -292,159 +412,113 @@ def run_methods(preferences, log_ref, tau, beta):
         ("online DPO", dpo, 0.0, dpo_point(preferences, log_ref, tau)),
         ("online SLiC", slic, 0.0, kink),
         ("RL", rl, 0.0, rlhf_policy(rewards, log_ref, tau)),
-        # mu = pi_ref: the data come from the supervised policy, which makes offline IPO the same as IPO-MD at beta = 1.
+        # mu = pi_ref: the data come from the supervised policy, which makes offline IPO the same
+        # as IPO-MD at beta = 1.
         ("offline IPO", ipo_md, 1.0, respond(preferences, log_ref, tau, log_ref)),
     )
+
+
+def run_methods(preferences, log_ref, tau, beta):
+    """Every method on one game, one after another.
+
+    Yields (name, predicted log_pi or None, path of log_pi, seconds).
+    """
+    nash = fixed_point(preferences, log_ref, tau)
+    rewards = fit_reward(preferences, log_ref)
+    # How fast the field turns around Nash: the norm of the antisymmetric part, weighted by pi.
+    root = (nash / 2).exp()
+    turn = torch.linalg.matrix_norm(root[:, None] * (preferences - 0.5) * root, 2)
+    plans = plan_methods(preferences, log_ref, tau, beta, nash, rewards)
     for name, method, weight, predicted in plans:
-        start, labels = (
-            time.perf_counter(),
-            rewards[:, None] - rewards[None] if method is rl else preferences,
-        )
-        pull = (
-            tau / 4 if method is dpo else tau
-        )  # towards the reference: DPO's is sigmoid'(0) = 1/4 of the others'
-        rate = pull / (
-            pull**2 + turn**2
-        )  # makes |1 - rate (pull + i turn)|, the error's factor a step, smallest
-        steps, decay = (
-            (3000, 200) if method is slic else (20000, None)
-        )  # past a kink only a falling rate comes to rest
+        start = time.perf_counter()
+        labels = preferences
+        if method.LABEL == "reward":
+            labels = rewards[:, None] - rewards[None]
+        # How fast it pulls towards the reference: DPO's is sigmoid'(0) = 1/4 of the others'.
+        pull = tau / 4 if method is dpo else tau
+        # Makes |1 - rate (pull + i turn)|, the error's factor a step, smallest.
+        rate = pull / (pull**2 + turn**2)
+        steps, decay = 20000, None
+        if method is slic:
+            steps, decay = 3000, 200  # past a kink only a falling rate comes to rest
         path = descend(method, labels, log_ref, tau, weight, rate=rate, steps=steps, decay=decay)
         yield name, predicted, path, time.perf_counter() - start
     start = time.perf_counter()
-    yield (
-        "tabular Nash-MD",
-        nash,
-        nash_md_path(preferences, log_ref, tau, 5000),
-        time.perf_counter() - start,
-    )
-
-
-def read_numbers(path, option):
-    """A .csv, .json or .npy file as a float64 tensor of any shape. Raises ValueError naming option, file and row."""
-    kind, where = os.path.splitext(path)[1].lower(), ""
-    if kind not in (".csv", ".json", ".npy"):
-        raise ValueError(f"{option} {path}: give a .csv, .json or .npy file")
-    try:
-        if kind == ".npy":
-            rows = numpy.load(path, allow_pickle=False)  # a pickle may run code
-        else:
-            with open(path, encoding="utf-8-sig") as file:
-                rows = (
-                    json.load(file)
-                    if kind == ".json"
-                    else [line.split(",") for line in file if line.strip()]
-                )
-        array = []
-        for number, row in enumerate(rows, 1):
-            where = f"row {number}: "
-            array.append(numpy.array(row, dtype=numpy.float64))
-            if array[-1].shape != array[0].shape:
-                raise ValueError(f"{len(row)} entries where the first row has {len(rows[0])}")
-        return torch.from_numpy(numpy.array(array))
-    except Exception as error:  # numpy's, json's and those of the parsers below them
-        raise ValueError(
-            f"{option} {path}: cannot be read: {where}{(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
-
-
-def read_preferences(path, option="--preferences"):
-    """A preference matrix [n, n], made antisymmetric to the last bit. Raises ValueError with the worst entry."""
-    p = read_numbers(path, option)
-    if p.ndim != 2 or p.shape[0] != p.shape[1] or len(p) < 2:
-        raise ValueError(
-            f"{option} {path}: shape {list(p.shape)}, need a square matrix of at least 2 actions"
-        )
-    for wrong, what in (
-        ((~p.isfinite()).double(), "is {0:g}: every entry must be a number"),
-        ((p - 0.5).abs() - 0.5, "is {0:g}: a probability lies in [0, 1]"),
-        (
-            (p + p.T - 1).abs() - 1e-6,
-            "is {0:.9g} and its mirror image {1:.9g}: p(i > j) + p(j > i) must be 1 within 1e-6",
-        ),
-    ):
-        if wrong.max() > 0:
-            i, j = divmod(int(wrong.argmax()), len(p))
-            raise ValueError(
-                f"{option} {path}: row {i + 1}, column {j + 1} "
-                + what.format(p[i, j].item(), p[j, i].item())
-            )
-    return (p + 1 - p.T) / 2
-
-
-def read_reference(path, count, option="--reference"):
-    """log pi_ref [count] from a file of probabilities, uniform for None. Raises ValueError if it is no law with full support."""
-    if path is None:
-        return torch.zeros(count, dtype=torch.float64).log_softmax(0)
-    q = read_numbers(path, option).flatten()
-    if len(q) != count:
-        raise ValueError(f"{option} {path}: {len(q)} probabilities for a game of {count} actions")
-    worst = int(torch.where(q.isfinite(), q, -math.inf).argmin())
-    if not 0 < q[worst] < math.inf:
-        raise ValueError(
-            f"{option} {path}: entry {worst + 1} is {q[worst]:g}: give every action more than 0, or leave it out"
-        )
-    if abs(q.sum().item() - 1) > 1e-6:
-        raise ValueError(
-            f"{option} {path}: sums to {q.sum().item():.9g}: divide the probabilities by their sum"
-        )
-    return (q / q.sum()).log()
+    path = nash_md_path(preferences, log_ref, tau, 5000)
+    yield "tabular Nash-MD", nash, path, time.perf_counter() - start
 
 
 def print_game(name, preferences, log_ref, tau, beta, policies=False):
-    """Runs every method on one game and prints a row each, and with policies what each ended at. Returns method -> path."""
-    nash, paths = fixed_point(preferences, log_ref, tau), {}
+    """Runs every method on one game and prints a row each.
+
+    policies:
+        whether to print what each method ended at, too.
+
+    Returns method -> path of log_pi [steps + 1, n].
+    """
+    nash = fixed_point(preferences, log_ref, tau)
     print(f"\n{name} ({len(log_ref)} actions), tau = {tau:g}, beta = {beta:g}")
     print(
-        f"{'method':<18}{'TV to its own':>14}{'TV to Nash':>12}{'duality gap':>13}{'steps':>8}{'seconds':>9}"
+        f"{'method':<18}{'TV to its own':>14}{'TV to Nash':>12}"
+        f"{'duality gap':>13}{'steps':>8}{'seconds':>9}"
     )
+    paths = {}
     for method, predicted, path, seconds in run_methods(preferences, log_ref, tau, beta):
-        own = "-" if predicted is None else f"{total_variation(path[-1], predicted):.1e}"
-        gap = duality_gap(path[-1], preferences, log_ref, tau).clamp(
-            min=0
-        )  # rounding may leave -1e-16
+        end = path[-1]
+        own = "-" if predicted is None else f"{total_variation(end, predicted):.1e}"
+        # Rounding may leave -1e-16.
+        gap = duality_gap(end, preferences, log_ref, tau).clamp(min=0)
         print(
-            f"{method:<18}{own:>14}{total_variation(path[-1], nash):>12.1e}{gap:>13.1e}{len(path) - 1:>8}{seconds:>9.2f}",
+            f"{method:<18}{own:>14}{total_variation(end, nash):>12.1e}"
+            f"{gap:>13.1e}{len(path) - 1:>8}{seconds:>9.2f}",
             flush=True,
         )
         paths[method] = path
     if policies:
         print("policy")
-        for method, path in (
-            {"reference": log_ref[None], "Nash equilibrium": nash[None]} | paths
-        ).items():
+        points = {"reference": log_ref[None], "Nash equilibrium": nash[None]}
+        for method, path in (points | paths).items():
             print(f"{method:<18}", " ".join(f"{p:.6f}" for p in path[-1].exp().tolist()))
     return paths
 
 
-def draw_gaps(preferences, log_ref, tau, paths, title, folder):
-    """Writes duality_gap.png: the gap of every path over its steps, both scales logarithmic."""
+# Pictures
+
+# A line and a marker a method: without colour, and where paths coincide, they must stay apart.
+LINES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (1, 4)),
+    (0, (6, 2, 1, 2, 1, 2)),
+    (0, (8, 3)),
+    (0, (3, 1, 1, 1)),
+    (0, (2, 1)),
+)
+MARKERS = "osD^vXP*d"
+
+
+def plot_gaps(preferences, log_ref, tau, paths, title, folder):
+    """Writes duality_gap.png: every path's duality gap over its steps, both scales logarithmic.
+
+    paths:
+        method -> log_pi [steps + 1, n], at most nine, as print_game returns them.
+    """
     from matplotlib.figure import Figure  # here: the solvers need no matplotlib
 
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     axis = figure.subplots()
-    lines = [
-        "-",
-        "--",
-        "-.",
-        ":",
-        (0, (1, 4)),
-        (0, (6, 2, 1, 2, 1, 2)),
-        (0, (8, 3)),
-        (0, (3, 1, 1, 1)),
-        (0, (2, 1)),
-    ]
     for index, (method, path) in enumerate(paths.items()):
         gap = duality_gap(path, preferences, log_ref, tau).clamp(min=1e-15)  # below is rounding
-        marks = sorted(
-            {min(int(1.9 ** (k + index / 9)), len(gap) - 1) for k in range(16)}
-        )  # apart, where lines coincide
+        # Evenly spaced on the logarithmic axis, and shifted for each method: lines coincide.
+        marked = {min(int(1.9 ** (k + index / 9)), len(gap) - 1) for k in range(16)}
         axis.loglog(
             range(1, len(gap) + 1),
             gap,
-            ls=lines[index],
-            marker="osD^vXP*d"[index],
-            markevery=marks,
+            ls=LINES[index],
+            marker=MARKERS[index],
+            markevery=sorted(marked),
             markersize=6,
             label=method,
         )
@@ -458,64 +532,54 @@ def draw_gaps(preferences, log_ref, tau, paths, title, folder):
     figure.savefig(os.path.join(folder, "duality_gap.png"), dpi=130)
 
 
-def draw_simplex(preferences, log_ref, tau, title, folder):
-    """Writes fig6.png, the form of the paper's Figure 6: gradient descent on the logits of a three-action game."""
+def plot_paths(axis, paths, nash, point):
+    """One triangle: three paths [steps + 1, 3, 3] of probabilities, Nash and the fixed point."""
+    # Barycentric coordinates: a law's place is the mean of the corners that it weights.
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
+    axis.fill(*corners.T, fill=False, edgecolor="grey")
+    for path, line in zip((paths @ corners).unbind(1), ("-", "--", ":"), strict=True):
+        axis.plot(*path.T, line, linewidth=1.3)
+        axis.plot(*path[0], "ko", markersize=4)
+    # A hollow star, and the cross on top: where the two coincide both are seen.
+    star = dict(markersize=13, markerfacecolor="none", label="Nash equilibrium")
+    axis.plot(*(nash @ corners), "k*", **star)
+    axis.plot(*(point @ corners), "kx", label="the method's fixed point")
+    for action, corner in enumerate(corners, 1):
+        side = "bottom" if action == 3 else "top"
+        axis.annotate(f"action {action}", corner, ha="center", va=side, fontsize=8)
+    axis.set_aspect("equal")
+    axis.axis("off")
+
+
+def plot_simplex(preferences, log_ref, tau, title, folder):
+    """Writes fig6.png, Figure 6's form: gradient descent on the logits of a three-action game."""
     from matplotlib.figure import Figure
 
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
-    starts = (0.05 + 0.85 * torch.eye(3, dtype=torch.float64)).log()
     data = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
-    panels = [
-        ("offline IPO, data (0.6, 0.3, 0.1)", ipo_md, 1.0, lambda *_: data),
+
+    def data_law(log_pi, log_ref, beta):
+        return data  # whatever the policy is: this makes IPO-MD offline IPO
+
+    panels = (
+        ("offline IPO, data (0.6, 0.3, 0.1)", ipo_md, 1.0, data_law),
         ("online IPO", ipo, 0.0, mixture),
-    ]
-    panels += [(f"IPO-MD, beta = {beta:g}", ipo_md, beta, mixture) for beta in (0.25, 0.75)]
-    panels += [(f"Nash-MD-PG, beta = {beta:g}", nash_md, beta, mixture) for beta in (0.25, 0.75)]
+        ("IPO-MD, beta = 0.25", ipo_md, 0.25, mixture),
+        ("IPO-MD, beta = 0.75", ipo_md, 0.75, mixture),
+        ("Nash-MD-PG, beta = 0.25", nash_md, 0.25, mixture),
+        ("Nash-MD-PG, beta = 0.75", nash_md, 0.75, mixture),
+    )
+    # Near each corner, but not on it: a probability of 0 would never move.
+    starts = (0.05 + 0.85 * torch.eye(3, dtype=torch.float64)).log()
+    # Not natural: the paper's figure shows plain gradient descent.
+    plain = dict(rate=1.0, steps=2000, start=starts, natural=False)
+    nash = fixed_point(preferences, log_ref, tau).exp()
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
-    nash = fixed_point(preferences, log_ref, tau)
     for axis, (name, method, beta, law) in zip(axes.flat, panels, strict=True):
-        path = (
-            descend(
-                method,
-                preferences,
-                log_ref,
-                tau,
-                beta,
-                law,
-                rate=1.0,
-                steps=2000,
-                start=starts,
-                natural=False,
-            ).exp()
-            @ corners
-        )
-        axis.fill(*corners.T, fill=False, edgecolor="grey")
-        for trajectory, line in zip(path.unbind(1), ("-", "--", ":"), strict=True):
-            axis.plot(*trajectory.T, line, linewidth=1.3)
-            axis.plot(*trajectory[0], "ko", markersize=4)
-        axis.plot(
-            *(nash.exp() @ corners),
-            "k*",
-            markersize=13,
-            markerfacecolor="none",
-            label="Nash equilibrium",
-        )
-        axis.plot(
-            *(fixed_point(preferences, log_ref, tau, beta, law).exp() @ corners),
-            "kx",
-            label="the method's fixed point",
-        )
-        for action, corner in enumerate(corners, 1):
-            axis.annotate(
-                f"action {action}",
-                corner,
-                ha="center",
-                va="bottom" if action == 3 else "top",
-                fontsize=8,
-            )
-        axis.set(title=name, aspect="equal")
-        axis.axis("off")
+        paths = descend(method, preferences, log_ref, tau, beta, law, **plain)
+        point = fixed_point(preferences, log_ref, tau, beta, law)
+        plot_paths(axis, paths.exp(), nash, point.exp())
+        axis.set_title(name)
     figure.suptitle(
         f"{title}, tau = {tau:g}: exact gradient descent on the logits from three starts (dots)"
     )
@@ -523,18 +587,123 @@ def draw_simplex(preferences, log_ref, tau, title, folder):
     figure.savefig(os.path.join(folder, "fig6.png"), dpi=130)
 
 
-def main(argv=None):
-    """The command line. Returns the exit status; bad input exits with 2 and one line."""
+# Files
+
+
+def read_rows(path, kind):
+    """A file's rows as its parser gives them. kind: .csv, .json or .npy."""
+    if kind == ".npy":
+        return numpy.load(path, allow_pickle=False)  # a pickle may run code
+    # utf-8-sig: spreadsheets put a byte-order mark in front.
+    with open(path, encoding="utf-8-sig") as file:
+        if kind == ".json":
+            return json.load(file)
+        return [line.split(",") for line in file if line.strip()]
+
+
+def read_numbers(path, option):
+    """A .csv, .json or .npy file as a float64 tensor of any shape.
+
+    option:
+        the command line's, for the message.
+
+    Raises ValueError naming option, file and row.
+    """
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in (".csv", ".json", ".npy"):
+        raise ValueError(f"{option} {path}: give a .csv, .json or .npy file")
+    where = ""
+    try:
+        rows = read_rows(path, kind)
+        # A row at a time: only so can the message say which one is no list of numbers.
+        array = []
+        for number, row in enumerate(rows, 1):
+            where = f"row {number}: "
+            array.append(numpy.array(row, dtype=numpy.float64))
+            if array[-1].shape != array[0].shape:
+                raise ValueError(f"{len(row)} entries where the first row has {len(rows[0])}")
+        return torch.from_numpy(numpy.array(array))
+    except Exception as error:  # numpy's, json's and those of the parsers below them
+        reason = str(error) or type(error).__name__  # some exceptions have no text
+        reason = reason.splitlines()[0]
+        raise ValueError(f"{option} {path}: cannot be read: {where}{reason}") from None
+
+
+def read_preferences(path, option="--preferences"):
+    """A preference matrix [n, n] from a file, made antisymmetric to the last bit.
+
+    Raises ValueError naming the worst entry.
+    """
+    p = read_numbers(path, option)
+    if p.ndim != 2 or p.shape[0] != p.shape[1] or len(p) < 2:
+        shape = list(p.shape)
+        raise ValueError(
+            f"{option} {path}: shape {shape}, need a square matrix of at least 2 actions"
+        )
+    # A rule a line: by how much an entry breaks it, and what to say of the worst one. NaN must be
+    # refused first: no later comparison would notice it.
+    rules = (
+        ((~p.isfinite()).double(), "is {entry:g}: every entry must be a number"),
+        ((p - 0.5).abs() - 0.5, "is {entry:g}: a probability lies in [0, 1]"),
+        (
+            (p + p.T - 1).abs() - 1e-6,
+            "is {entry:.9g} and its mirror image {mirror:.9g}: "
+            "p(i > j) + p(j > i) must be 1 within 1e-6",
+        ),
+    )
+    for excess, message in rules:
+        if excess.max() > 0:
+            row, column = divmod(int(excess.argmax()), len(p))
+            text = message.format(entry=p[row, column].item(), mirror=p[column, row].item())
+            raise ValueError(f"{option} {path}: row {row + 1}, column {column + 1} {text}")
+    # Exactly antisymmetric: the mean of what the two halves say.
+    return (p + 1 - p.T) / 2
+
+
+def read_reference(path, count, option="--reference"):
+    """log pi_ref [count] from a file of probabilities, uniform for None.
+
+    Raises ValueError if it is no law with full support.
+    """
+    if path is None:
+        return torch.zeros(count, dtype=torch.float64).log_softmax(0)
+    q = read_numbers(path, option).flatten()
+    if len(q) != count:
+        raise ValueError(f"{option} {path}: {len(q)} probabilities for a game of {count} actions")
+    # NaN and infinity count as the worst, too. Full support: log 0 would leave nothing to learn.
+    worst = int(torch.where(q.isfinite(), q, -math.inf).argmin())
+    if not 0 < q[worst] < math.inf:
+        raise ValueError(
+            f"{option} {path}: entry {worst + 1} is {q[worst]:g}: "
+            "give every action more than 0, or leave it out"
+        )
+    total = q.sum().item()
+    if abs(total - 1) > 1e-6:
+        raise ValueError(
+            f"{option} {path}: sums to {total:.9g}: divide the probabilities by their sum"
+        )
+    return (q / q.sum()).log()
+
+
+# The command
+
+
+def one_line_errors(parser, program):
+    """Makes an argparse parser refuse with one line, without the usage, and exit status 2."""
+
+    def refuse(message):
+        parser.exit(2, f"{program}: error: {message}\n")
+
+    parser.error = refuse
+
+
+def parse(argv):
+    """The command line: (parser, options). Exits with 2 and one line on a bad option."""
     parser = argparse.ArgumentParser(
         description="Preference games, solved and learned. Without options: the table and pictures."
     )
-    parser.add_argument(
-        "--check", action="store_true", help="check the paper's claims on random games instead"
-    )
+    one_line_errors(parser, "bandit.py")
     parser.add_argument("--seed", type=int, default=0, help="of the random games (default 0)")
-    parser.add_argument(
-        "--games", type=int, default=50, help="random games for each claim of --check (default 50)"
-    )
     parser.add_argument(
         "--preferences",
         metavar="FILE",
@@ -559,60 +728,70 @@ def main(argv=None):
         metavar="DIR",
         help="where pictures go (default results; with --preferences results/NAME)",
     )
-    parser.error = lambda message: parser.exit(
-        2, f"bandit.py: error: {message}\n"
-    )  # one line, without the usage
     options = parser.parse_args(argv)
-    for option, wrong, advice in (
-        ("--tau", not 0 < options.tau < math.inf, "give a number above 0"),
-        (
-            "--beta",
-            not 0 <= options.beta < 1,
-            "give at least 0 and below 1; 1 is offline IPO, which is in every table",
-        ),
-        ("--games", options.games < 1, "give at least 1"),
-        ("--seed", not 0 <= options.seed < 2**63, "give 0 or more, below 2^63"),
-        (
-            "--reference",
-            options.reference and not options.preferences,
-            "is for a game of your own: give --preferences too",
-        ),
-    ):
-        if wrong:
-            parser.error(f"{option} {getattr(options, option[2:])}: {advice}")
-    if options.check:
-        import claims  # here: it imports this file
-
-        return claims.check(options.seed, options.games)
-    folder, title = options.out or "results", "cyclic game, p = 0.9, uniform reference"
-    triangle = cycle(0.4), read_reference(None, 3)
-    try:
-        if options.preferences:
-            title = os.path.basename(options.preferences)
-            folder = options.out or os.path.join(folder, os.path.splitext(title)[0])
-            preferences = read_preferences(options.preferences)
-            triangle = preferences, read_reference(options.reference, len(preferences))
-        os.makedirs(folder, exist_ok=True)
-        named = {title: triangle} if options.preferences else games(options.seed)
-        paths = [
-            print_game(name, *game, options.tau, options.beta, bool(options.preferences))
-            for name, game in named.items()
-        ]
-        name, game = next(iter(named.items()))
-        draw_gaps(*game, options.tau, paths[0], name, folder)
-        if len(triangle[1]) == 3:
-            draw_simplex(*triangle, options.tau, title, folder)
-        print(
-            "\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; DPO may have no finite point"
-        )
-        print(
-            f"pictures: {os.path.join(folder, 'duality_gap.png')}",
-            "and fig6.png" if len(triangle[1]) == 3 else "",
-        )
-    except (ValueError, OSError) as error:
+    # Written as what is right, so that NaN, for which no comparison holds, is refused.
+    if not 0 < options.tau < math.inf:
+        parser.error(f"--tau {options.tau}: give a number above 0")
+    if not 0 <= options.beta < 1:
         parser.error(
-            str(error) if isinstance(error, ValueError) else f"--out {folder}: {error.strerror}"
+            f"--beta {options.beta}: give at least 0 and below 1; "
+            "1 is offline IPO, which is in every table"
         )
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed {options.seed}: give 0 or more, below 2^63")
+    if options.reference and not options.preferences:
+        parser.error(
+            f"--reference {options.reference}: is for a game of your own: give --preferences too"
+        )
+    return parser, options
+
+
+def play(options, title, folder):
+    """The tables of all games on the screen, the pictures in the folder."""
+    if options.preferences:
+        preferences = read_preferences(options.preferences)
+        triangle = preferences, read_reference(options.reference, len(preferences))
+        played = {title: triangle}
+    else:
+        # Figure 6 is drawn of the paper's own game, which is none of the table's.
+        triangle = cycle(0.4), read_reference(None, 3)
+        played = games(options.seed)
+    os.makedirs(folder, exist_ok=True)  # after reading: bad input leaves no folder behind
+    paths = {}
+    for name, game in played.items():
+        policies = bool(options.preferences)
+        paths[name] = print_game(name, *game, options.tau, options.beta, policies)
+    name, game = next(iter(played.items()))
+    plot_gaps(*game, options.tau, paths[name], name, folder)
+    # Only three actions fill a triangle.
+    also = ""
+    if len(triangle[1]) == 3:
+        plot_simplex(*triangle, options.tau, title, folder)
+        also = "and fig6.png"
+    print(
+        "\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; "
+        "DPO may have no finite point"
+    )
+    print(f"pictures: {os.path.join(folder, 'duality_gap.png')}", also)
+
+
+def main(argv=None):
+    """The command line. Returns the exit status; bad input exits with 2 and one line."""
+    parser, options = parse(argv)
+    title = "cyclic game, p = 0.9, uniform reference"
+    folder = "results"
+    if options.preferences:
+        title = os.path.basename(options.preferences)
+        folder = os.path.join(folder, os.path.splitext(title)[0])
+    if options.out:
+        folder = options.out
+    try:
+        play(options, title, folder)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        # The readers turn their own into ValueError: what is left is the folder's.
+        parser.error(f"--out {folder}: {error.strerror}")
     return 0
 
 

@@ -55,7 +55,7 @@ def checksum(weights):
 
 
 def gpt2(seed):
-    """A GPT-2 of width 16 with the built-in task's words, which ends about half of its responses."""
+    """A GPT-2 of width 16 with the built-in task's words; it ends about half its responses."""
     model = fill(policies.build("tiny", data.BuiltIn(0).tokenizer, 128, 0), seed)
     with torch.no_grad():
         model.transformer.wte.weight[0] = (

@@ -356,10 +356,11 @@ def test_two_runs_share_the_making_of_a_stage(tmp_path):
 
     One makes the stages, the other waits and takes them; both end alike.
     """
-    pids = [
-        fork(lambda: train.main(options(tmp_path, "--out", str(tmp_path / name))))
-        for name in ("a", "b")
-    ]
+
+    def run(name):
+        return fork(lambda: train.main(options(tmp_path, "--out", str(tmp_path / name))))
+
+    pids = [run("a"), run("b")]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
     assert len(list((tmp_path / "stages").iterdir())) == 2
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (

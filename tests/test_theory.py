@@ -1,7 +1,8 @@
-"""THEORY.md: what it names exists, and the formulas that no other check covers hold (exact, float64).
+"""THEORY.md: what it names exists, and the formulas that no other check covers hold.
 
-Random games with a cycle and a random reference (claims.problem); a policy pi that solves nothing, the solved Nash point,
-the solved point of eq 13. Tolerances are rounding's unless a test says otherwise. Everything together takes a few seconds.
+Exact, in float64. Random games with a cycle and a random reference (claims.problem); a policy pi
+that solves nothing, the solved Nash point, the solved point of eq 13. Tolerances are rounding's
+unless a test says otherwise. Everything together takes a few seconds.
 """
 
 import ast
@@ -22,7 +23,7 @@ import nash_md
 import rl
 import slic
 from bandit import duality_gap, fixed_point, gradient, kl, respond, win_rate
-from claims import BIASED, f, pair_gradients, problem, scores
+from claims import BIASED, changed, f, pair_gradients, pair_weights, problem, scores
 from enumerated import RESPONSES, per_token_mixture
 from ipo_md import mixture
 
@@ -54,7 +55,10 @@ def defined(path):
 
 
 def test_every_function_and_test_it_names_exists():
-    """`file.py:function` and `tests/file.py::test_name`, and plain `file.py` and `python file.py`."""
+    """Functions and tests, plain files and commands.
+
+    `file.py:function`, `tests/file.py::test_name`, `file.py` and `python file.py`.
+    """
     named = re.findall(r"`((?:tests/)?\w+\.py)::?(\w+)`", TEXT)
     assert len(named) > 50, "the pattern must find the references, or the test is empty"
     missing = [
@@ -70,27 +74,22 @@ def test_every_function_and_test_it_names_exists():
     assert not missing
 
 
-def test_every_claim_it_names_is_a_line_of_check():
-    """Check lines are written as --check `Name`; the names are the first argument of claims.py's rows."""
-    lines = set(re.findall(r'row\("([^"]+)"', (ROOT / "claims.py").read_text(encoding="utf-8")))
-    named = {
-        name
-        for group in re.findall(r"--check ((?:`[^`]+`(?:, )?)+)", TEXT)
-        for name in re.findall(r"`([^`]+)`", group)
-    }
+def test_every_claim_it_names_is_a_line_of_the_table():
+    """THEORY.md writes a line as claims.py `Name`; claims.py has the names as first arguments."""
+    source = (ROOT / "claims.py").read_text(encoding="utf-8")
+    lines = set(re.findall(r'\b(?:each_game|row)\(\s*"([^"]+)"', source))
+    named = set()
+    for group in re.findall(r"claims\.py ((?:`[^`]+`(?:, )?)+)", TEXT):
+        named.update(re.findall(r"`([^`]+)`", group))
     assert len(named) > 10 and named <= lines, named - lines
 
 
 def test_its_tests_are_all_used():
     """A test here that the text does not name has lost its formula."""
-    own = {
-        name
-        for name in defined("tests/test_theory.py")
-        if name.startswith("test_") and "_it_names_" not in name
-    }
-    assert own - {"test_its_tests_are_all_used"} <= {
-        name for _, name in re.findall(r"`(tests/test_theory\.py)::(\w+)`", TEXT)
-    }
+    own = {name for name in defined("tests/test_theory.py") if name.startswith("test_")}
+    own = {name for name in own if "_it_names_" not in name}
+    named = set(re.findall(r"`tests/test_theory\.py::(\w+)`", TEXT))
+    assert own - {"test_its_tests_are_all_used"} <= named
 
 
 # Pairs
@@ -98,64 +97,60 @@ def test_its_tests_are_all_used():
 
 def test_soft_labels():
     """The two forms of the squared loss, the mirrored pair, the values at h = 0, SLiC's slopes."""
-    h, p, tau = (
-        torch.tensor([-20.0, -3.0, 0.0, 0.7, 30.0], dtype=DOUBLE, requires_grad=True),
-        0.7,
-        0.1,
-    )
+    h = torch.tensor([-20.0, -3.0, 0.0, 0.7, 30.0], dtype=DOUBLE, requires_grad=True)
+    p, tau = 0.7, 0.1
     zero = torch.zeros_like(h)
     value = ipo.loss(h, zero, zero, zero, p, tau)
     assert (value - (h - (2 * p - 1) / (2 * tau)) ** 2 - p * (1 - p) / tau**2).abs().max() < 1e-10
     assert (tau * value - (tau * h**2 - (2 * p - 1) * h) - 1 / (4 * tau)).abs().max() < 1e-10
     for method, start in ((ipo, 1 / (4 * tau**2)), (dpo, math.log(2)), (slic, 1.0)):
-        assert (
-            method.loss(h, zero, zero, zero, p, tau) - method.loss(zero, h, zero, zero, 1 - p, tau)
-        ).abs().max() < 1e-10
-        assert method.loss(h, zero, zero, zero, p, tau)[2].item() == pytest.approx(start, abs=1e-12)
-        hard = [
-            method.loss(h, zero, zero, zero, label, tau) for label in (1.0, 0.0)
-        ]  # a drawn winner, averaged
-        assert (
-            p * hard[0] + (1 - p) * hard[1] - method.loss(h, zero, zero, zero, p, tau)
-        ).abs().max() < 1e-10
+        value = method.loss(h, zero, zero, zero, p, tau)
+        assert (value - method.loss(zero, h, zero, zero, 1 - p, tau)).abs().max() < 1e-10
+        assert value[2].item() == pytest.approx(start, abs=1e-12)
+        # A drawn winner, averaged.
+        won = method.loss(h, zero, zero, zero, 1.0, tau)
+        lost = method.loss(h, zero, zero, zero, 0.0, tau)
+        assert (p * won + (1 - p) * lost - value).abs().max() < 1e-10
     slope = torch.autograd.grad(slic.loss(h, zero, zero, zero, p, tau).sum(), h)[0]
     inside = -tau * (2 * p - 1)
-    assert (
-        slope - torch.tensor([-tau * p, inside, inside, inside, tau * (1 - p)], dtype=DOUBLE)
-    ).abs().max() < 1e-12
+    wanted = torch.tensor([-tau * p, inside, inside, inside, tau * (1 - p)], dtype=DOUBLE)
+    assert (slope - wanted).abs().max() < 1e-12
 
 
 def test_rl_is_the_identity_with_the_reward_gap(games):
     """For each pair: IPO's gradient is 4/tau times RL's, once the reward gap is p - 1/2."""
     for g in games:
-        gap = SimpleNamespace(**(vars(g) | {"p": g.p - 0.5}))
-        assert (
-            pair_gradients(ipo, g) - 4 / g.tau * pair_gradients(rl, gap)
-        ).abs().max() < 1e-10 / g.tau
+        gap = changed(g, p=g.p - 0.5)
+        difference = pair_gradients(ipo, g) - 4 / g.tau * pair_gradients(rl, gap)
+        assert difference.abs().max() < 1e-10 / g.tau
 
 
 def test_contrastive_covariance(games):
-    """Cov(X1, X2) = -E[score . score' f^2] - |E X1|^2, and Var((X1 + X2)/2) = (Var X1 + Cov)/2, as traces."""
+    """Cov(X1, X2) = -E[score . score' f^2] - |E X1|^2, as traces.
+
+    And Var((X1 + X2)/2) = (Var X1 + Cov)/2.
+    """
     for g in games:
-        weight, score = (g.pi[:, None] + g.pi).exp()[..., None], scores(g.pi)
+        weight, score = pair_weights(g)[..., None], scores(g.pi)
         x1, x2 = -score[:, None] * f(g)[..., None], score[None] * f(g)[..., None]
         mean = (weight * x1).sum((0, 1))
         assert (mean - (weight * x2).sum((0, 1))).abs().max() < 1e-14
-        spread = {
-            name: (weight * x**2).sum() - mean @ mean
-            for name, x in (("one", x1), ("both", (x1 + x2) / 2))
-        }
+        one = (weight * x1**2).sum() - mean @ mean
+        both = (weight * ((x1 + x2) / 2) ** 2).sum() - mean @ mean
         covariance = (weight * x1 * x2).sum() - mean @ mean
         product = (weight[..., 0] * (score @ score.T) * f(g) ** 2).sum()
         assert abs(covariance + product + mean @ mean) < 1e-13
-        assert abs(spread["both"] - (spread["one"] + covariance) / 2) < 1e-13
+        assert abs(both - (one + covariance) / 2) < 1e-13
 
 
 # Equilibria
 
 
 def test_antisymmetry_makes_the_equilibrium_unique(games):
-    """Eq 12 at two policies, times their difference: the KL both ways on one side, (pi - q) P (pi - q) = 0 on the other."""
+    """Eq 12 at two policies, times their difference.
+
+    The KL both ways on one side, (pi - q) P (pi - q) = 0 on the other.
+    """
     for g in games:
         difference = g.pi.exp() - g.mu.exp()
         assert abs(difference @ g.p @ difference) < 1e-15
@@ -163,11 +158,13 @@ def test_antisymmetry_makes_the_equilibrium_unique(games):
 
 
 def test_eq_13_from_the_nash_point_at_another_temperature(games):
-    """Prop 5.2 backwards: respond once, at tau, to the Nash point at tau/(1 - beta). 1e-8: the solver's 1e-11 over tau."""
+    """Prop 5.2 backwards: respond once, at tau, to the Nash point at tau/(1 - beta).
+
+    1e-8: the solver's 1e-11 over tau.
+    """
     for g in games:
-        assert (
-            respond(g.p, g.ref, g.tau, fixed_point(g.p, g.ref, g.tau / (1 - g.beta))) - g.shifted
-        ).abs().max() < 1e-8
+        nash = fixed_point(g.p, g.ref, g.tau / (1 - g.beta))
+        assert (respond(g.p, g.ref, g.tau, nash) - g.shifted).abs().max() < 1e-8
 
 
 def test_duality_gap_is_a_divergence(games):
@@ -180,19 +177,21 @@ def test_duality_gap_is_a_divergence(games):
 
 
 def test_mean_log_probabilities_have_another_equilibrium(games):
-    """With h from log-probabilities divided by lengths: still at pi_ref exp(length (p(. > pi)/tau + C)), C normalises it."""
+    """With h from log-probabilities divided by lengths another policy is still.
+
+    It is pi_ref exp(length (p(. > pi)/tau + C)), where C normalises it.
+    """
     for g in games:
         length = torch.arange(1, len(g.ref) + 1, dtype=DOUBLE)
-        wins, low, high = win_rate(g.p, g.pi) / g.tau, -1e3, 1e3
-        for _ in range(
-            200
-        ):  # bisection for C; pi is given, the reference that makes it the fixed point is not
+        wins = win_rate(g.p, g.pi) / g.tau
+        # Bisection for C; pi is given, the reference that makes it the fixed point is not.
+        low, high = -1e3, 1e3
+        for _ in range(200):
             middle = (low + high) / 2
-            low, high = (
-                (middle, high)
-                if torch.logsumexp(g.pi - length * (wins + middle), 0) > 0
-                else (low, middle)
-            )
+            if torch.logsumexp(g.pi - length * (wins + middle), 0) > 0:
+                low = middle
+            else:
+                high = middle
         ref = g.pi - length * (wins + middle)
 
         def loss(logp, other, ref_logp, ref_other, p, tau, length=length):
@@ -208,62 +207,62 @@ def test_mean_log_probabilities_have_another_equilibrium(games):
 
 
 def two_tokens():
-    """Logits of a policy over two tokens of three words, [3] and [3, 3]; its log-laws and score parts a response; a reference."""
+    """A policy over two tokens of three words: its logits have shapes [3] and [3, 3].
+
+    Returns its log-laws, a reference's, and a scalar's gradient on all logits.
+    """
     generator = torch.Generator().manual_seed(0)
-    first, second = (
-        torch.randn(*shape, generator=generator, dtype=DOUBLE, requires_grad=True)
-        for shape in ((3,), (3, 3))
-    )
-    ref = [
-        torch.randn(*shape, generator=generator, dtype=DOUBLE).log_softmax(-1)
-        for shape in ((3,), (3, 3))
-    ]
+    first = torch.randn(3, generator=generator, dtype=DOUBLE, requires_grad=True)
+    second = torch.randn(3, 3, generator=generator, dtype=DOUBLE, requires_grad=True)
+    ref_first = torch.randn(3, generator=generator, dtype=DOUBLE).log_softmax(-1)
+    ref_second = torch.randn(3, 3, generator=generator, dtype=DOUBLE).log_softmax(-1)
+    ref = ref_first, ref_second
     pi = first.log_softmax(-1), second.log_softmax(-1)
 
     def slope(scalar):
-        parts = torch.autograd.grad(scalar, (first, second), retain_graph=True, allow_unused=True)
-        return torch.cat(
-            [
-                (torch.zeros_like(x) if part is None else part).flatten()
-                for part, x in zip(parts, (first, second), strict=True)
-            ]
+        logits = first, second
+        parts = torch.autograd.grad(
+            scalar, logits, retain_graph=True, allow_unused=True, materialize_grads=True
         )
+        return torch.cat([part.flatten() for part in parts])
 
     return pi, ref, slope
 
 
 def test_kl_gradient_by_token():
-    """Each token's score times the log-ratios from it on is the KL's gradient, and so is nash_md.loss's at p = 1/2.
+    """Each token's score times the log-ratios from it on is the KL's gradient.
 
-    Its own log-ratio alone is the gradient of the tokens' KLs with the law of the prefixes held fixed.
+    And so is nash_md.loss's at p = 1/2. Its own log-ratio alone is the gradient of the tokens' KLs
+    with the law of the prefixes held fixed.
     """
     pi, ref, slope = two_tokens()
     joint, joint_ref = (log[0][:, None] + log[1] for log in (pi, ref))
     exact = slope((joint.exp() * (joint - joint_ref)).sum())
     whole, to_go, own = 0, 0, 0
     for a, b in itertools.product(range(3), repeat=2):
-        weight, d = (
-            joint[a, b].exp().detach(),
-            ((pi[0] - ref[0])[a].detach(), (pi[1] - ref[1])[a, b].detach()),
-        )
+        weight = joint[a, b].exp().detach()
+        d = (pi[0] - ref[0])[a].detach(), (pi[1] - ref[1])[a, b].detach()
         s = slope(pi[0][a]), slope(pi[1][a, b])
-        whole = whole + weight * slope(
-            nash_md.loss(joint[a, b], None, joint_ref[a, b], None, 0.5, 1.0)
-        )
+        value = nash_md.loss(joint[a, b], None, joint_ref[a, b], None, 0.5, 1.0)
+        whole = whole + weight * slope(value)
         to_go = to_go + weight * (s[0] * (d[0] + d[1]) + s[1] * d[1])
         own = own + weight * (s[0] * d[0] + s[1] * d[1])
-    held = (pi[0].exp() * (pi[0] - ref[0])).sum() + (
-        pi[0].exp().detach() * (pi[1].exp() * (pi[1] - ref[1])).sum(-1)
-    ).sum()
+    second = (pi[1].exp() * (pi[1] - ref[1])).sum(-1)
+    held = (pi[0].exp() * (pi[0] - ref[0])).sum() + (pi[0].exp().detach() * second).sum()
     assert (whole - exact).abs().max() < 1e-14 and (to_go - exact).abs().max() < 1e-14
     assert (own - slope(held)).abs().max() < 1e-14 and (own - exact).norm() > 0.05 * exact.norm()
 
 
 def test_undetached_log_ratio_adds_an_entropy_bonus(games):
-    """Its gradient is the right one minus tau times the entropy's; a fixed opponent: it stops at pi_ref^(1/2) exp(p/(2 tau))."""
-    method = SimpleNamespace(
-        PAIR=nash_md.PAIR, loss=lambda y, _, ref, __, p, tau: -(p - 0.5 - tau * (y - ref)) * y
-    )
+    """Its gradient is the right one minus tau times the entropy's.
+
+    A fixed opponent: it stops at pi_ref^(1/2) exp(p/(2 tau)).
+    """
+
+    def loss(logp, logp_other, ref_logp, ref_logp_other, p, tau):
+        return -(p - 0.5 - tau * (logp - ref_logp)) * logp
+
+    method = SimpleNamespace(PAIR=nash_md.PAIR, loss=loss)
     for g in games:
         logits = g.pi.clone().requires_grad_()
         log_pi = logits.log_softmax(0)
@@ -271,20 +270,22 @@ def test_undetached_log_ratio_adds_an_entropy_bonus(games):
         off = gradient(method, g.pi, g.ref, g.p, g.tau) - gradient(nash_md, g.pi, g.ref, g.p, g.tau)
         assert (off + g.tau * entropy).abs().max() < 1e-13
         stop = torch.log_softmax(g.ref / 2 + win_rate(g.p, g.mu) / (2 * g.tau), 0)
-        assert (
-            gradient(method, stop, g.ref, g.p, g.tau, 0.5, lambda *_, g=g: g.mu).abs().max() < 1e-13
-        )
+
+        def fixed(log_pi, log_ref, beta, opponent=g.mu):
+            return opponent
+
+        assert gradient(method, stop, g.ref, g.p, g.tau, 0.5, fixed).abs().max() < 1e-13
 
 
 def test_per_token_normalisers():
-    """log(per-token law) - (1 - beta) log pi - beta log pi_ref is at least 0 and depends on the prefixes.
+    """log(per-token law) - (1 - beta) log pi - beta log pi_ref depends on the prefixes.
 
-    Responses that differ in the last token alone share it; were it the same for all, this were the sequence-level mixture.
+    It is at least 0. Responses that differ in the last token alone share it; were it the same for
+    all, this were the sequence-level mixture.
     """
     generator = torch.Generator().manual_seed(1)
-    log_pi, log_ref = torch.randn(2, len(RESPONSES), generator=generator, dtype=DOUBLE).log_softmax(
-        -1
-    )
+    logits = torch.randn(2, len(RESPONSES), generator=generator, dtype=DOUBLE)
+    log_pi, log_ref = logits.log_softmax(-1)
     excess = per_token_mixture(log_pi, log_ref, 0.5) - (log_pi + log_ref) / 2
     assert excess.min() > 0 and excess.max() - excess.min() > 0.1
     by_prefix = {}
@@ -296,23 +297,26 @@ def test_per_token_normalisers():
 
 
 def test_nash_md_step_with_an_eighth(games):
-    """One step's bound with eta^2/8 where NLHF has 2 eta^2, so KL(nash, pi_T) <= 1/(2 tau^2 (T + 1)), a sixteenth."""
+    """One step's bound with eta^2/8 where NLHF has 2 eta^2.
+
+    So KL(nash, pi_T) <= 1/(2 tau^2 (T + 1)), a sixteenth.
+    """
     for g in games:
-        distance, t = (
-            kl(g.nash, bandit.nash_md_path(g.p, g.ref, g.tau, 200)),
-            torch.arange(201, dtype=DOUBLE),
-        )
+        distance = kl(g.nash, bandit.nash_md_path(g.p, g.ref, g.tau, 200))
+        t = torch.arange(201, dtype=DOUBLE)
         eta = 2 / (g.tau * (t[:-1] + 2))
         assert (distance[1:] - (1 - eta * g.tau) * distance[:-1] - eta**2 / 8).max() < 1e-13
         assert (distance * 2 * g.tau**2 * (t + 1))[1:].max() < 1
 
 
 def test_constant_step_cycles_beyond_its_bound():
-    """Rock-paper-scissors, uniform up to 1e-6, tau = 0.02: (1 - eta tau)^2 (1 + eta^2 lam^2) is 0.993 at eta = 0.5, 1.012 at 1."""
+    """Rock-paper-scissors, uniform up to 1e-6, tau = 0.02.
+
+    (1 - eta tau)^2 (1 + eta^2 lam^2) is 0.993 at eta = 0.5, 1.012 at 1.
+    """
     lam, ref = 0.4 / 3**0.5, torch.log_softmax(1e-6 * BIASED, 0)
-    assert torch.linalg.eigvals((bandit.cycle(0.4) - 0.5) / 3).abs().max().item() == pytest.approx(
-        lam, abs=1e-12
-    )
+    largest = torch.linalg.eigvals((bandit.cycle(0.4) - 0.5) / 3).abs().max().item()
+    assert largest == pytest.approx(lam, abs=1e-12)
     for eta, stable in ((0.5, True), (1.0, False)):
         assert ((1 - eta * 0.02) ** 2 * (1 + (eta * lam) ** 2) < 1) == stable
         path = bandit.nash_md_path(bandit.cycle(0.4), ref, 0.02, 3000, eta)
@@ -320,22 +324,32 @@ def test_constant_step_cycles_beyond_its_bound():
 
 
 def test_natural_flow_contracts_at_tau(games):
-    """d/dt KL(nash, pi) = -tau (KL(nash, pi) + KL(pi, nash)) along the self-play field divided by pi, at any policy."""
+    """d/dt KL(nash, pi) = -tau (KL(nash, pi) + KL(pi, nash)), at any policy.
+
+    Along the self-play field divided by pi.
+    """
     for g in games:
         move = -gradient(nash_md, g.pi, g.ref, g.p, g.tau) / g.pi.exp()
-        slope = torch.func.jvp(
-            lambda logits, g=g: kl(g.nash, logits.log_softmax(0)), (g.pi,), (move,)
-        )[1]
+
+        def distance(logits, nash=g.nash):
+            return kl(nash, logits.log_softmax(0))
+
+        _, slope = torch.func.jvp(distance, (g.pi,), (move,))
         assert abs(slope + g.tau * (kl(g.nash, g.pi) + kl(g.pi, g.nash))) < 1e-12
 
 
 def test_jacobian_of_the_solver_is_nonsingular(games):
-    """At policies that solve nothing, too; at Nash its eigenvalues are 1 + i w, and 1 for the constants."""
+    """At policies that solve nothing, too.
+
+    At Nash its eigenvalues are 1 + i w, and 1 for the constants.
+    """
     for g in games:
         for beta, pi in itertools.product((0.0, g.beta), (g.pi, g.mu, g.nash)):
-            jacobian = torch.func.jacrev(
-                lambda x, g=g, beta=beta: x - respond(g.p, g.ref, g.tau, mixture(x, g.ref, beta))
-            )(pi)
+
+            def residual(x, g=g, beta=beta):
+                return x - respond(g.p, g.ref, g.tau, mixture(x, g.ref, beta))
+
+            jacobian = torch.func.jacrev(residual)(pi)
             assert torch.linalg.svdvals(jacobian).min() > 1e-3
             if beta == 0.0 and pi is g.nash:
                 assert (torch.linalg.eigvals(jacobian).real - 1).abs().max() < 1e-9
@@ -343,13 +357,15 @@ def test_jacobian_of_the_solver_is_nonsingular(games):
 
 @pytest.mark.parametrize("method", [ipo, nash_md, ipo_md])
 def test_rate_of_the_natural_step(games, method):
-    """Linearised at its point, a step's factor is at most turn/sqrt(pull^2 + turn^2), and every eigenvalue is -tau + i w.
+    """Linearised at its point, a step's factor is at most turn/sqrt(pull^2 + turn^2).
 
-    By central differences (1e-5: error about 1e-8). For beta > 0 the turn is that of the mixture times 1 - beta.
+    And every eigenvalue is -tau + i w. By central differences (1e-5: error about 1e-8). For
+    beta > 0 the turn is that of the mixture times 1 - beta.
     """
     for g in games[:3]:
         beta = g.beta if method is ipo_md else 0.0
-        point, unit = g.shifted if beta else g.nash, 1.0 if method is nash_md else g.tau / 4
+        point = g.shifted if beta else g.nash
+        unit = 1.0 if method is nash_md else g.tau / 4
         law = mixture(point, g.ref, beta)
         half = (law / 2).exp()
         turn = (1 - beta) * torch.linalg.matrix_norm(half[:, None] * (g.p - 0.5) * half, 2)
@@ -366,31 +382,33 @@ def test_rate_of_the_natural_step(games, method):
 
 
 def test_momentum_multiplies_the_turn():
-    """|factor|^2 of gradient steps with averaged gradients, on the eigenvalue pull + i turn: the second-order term, to 2 %."""
+    """|factor|^2 of gradient steps with averaged gradients, on the eigenvalue pull + i turn.
+
+    The second-order term, to 2 %.
+    """
     pull, turn, rate = 0.01, 0.3, 1e-3
     for momentum in (0.0, 0.5, 0.9):
         middle = 1 + momentum - rate * (1 - momentum) * complex(pull, turn)
-        root = (
-            middle + (middle * middle - 4 * momentum) ** 0.5
-        ) / 2  # of z^2 - middle z + momentum, the one near 1
+        # Of z^2 - middle z + momentum, the one near 1.
+        root = (middle + (middle * middle - 4 * momentum) ** 0.5) / 2
         second = (rate * turn) ** 2 * (1 + momentum) / (1 - momentum)
         assert abs(abs(root) ** 2 - (1 - 2 * rate * pull + second)) < 0.02 * second
 
 
 def test_adam_without_momentum_leaves_again():
-    """The second-moment average forgets: at a constant lr the steps grow until they overshoot. It arrives, then circles."""
-    nash, logits, far = (
-        fixed_point(bandit.cycle(0.4), BIASED, 0.1),
-        torch.nn.Parameter(BIASED.clone()),
-        [],
-    )
+    """The second-moment average forgets: it arrives, then circles.
+
+    At a constant lr the steps grow until they overshoot.
+    """
+    nash = fixed_point(bandit.cycle(0.4), BIASED, 0.1)
+    logits = torch.nn.Parameter(BIASED.clone())
     optimiser = torch.optim.Adam([logits], lr=0.03, betas=(0.0, 0.999))
+    far = []
     for _ in range(2700):
         log_pi = logits.detach().log_softmax(0)
         advantage = win_rate(bandit.cycle(0.4), log_pi) - 0.1 * (log_pi - BIASED)
-        logits.grad = (
-            -4 / 0.1 * log_pi.exp() * (advantage - log_pi.exp() @ advantage)
-        )  # online IPO's, Prop 4.1
+        # Online IPO's, Prop 4.1.
+        logits.grad = -4 / 0.1 * log_pi.exp() * (advantage - log_pi.exp() @ advantage)
         optimiser.step()
         far.append(bandit.total_variation(log_pi, nash).item())
     assert max(far[1500:2000]) < 1e-8 and max(far[2000:]) > 1e-2
@@ -400,12 +418,14 @@ def test_adam_without_momentum_leaves_again():
 
 
 def test_span_and_win_rate_at_nash(games):
-    """log pi/pi_ref spans at most 1/tau, so p(nash > pi_ref) <= sigmoid(1/tau); a certain preference of two comes near."""
-    hard = [
-        SimpleNamespace(p=0.5 + (g.p - 0.5).sign() / 2, ref=g.ref, tau=tau)
-        for g in games
-        for tau in (0.1, 1.0)
-    ]
+    """log pi/pi_ref spans at most 1/tau, so p(nash > pi_ref) <= sigmoid(1/tau).
+
+    A certain preference of two comes near.
+    """
+    hard = []
+    for g in games:
+        for tau in (0.1, 1.0):
+            hard.append(changed(g, p=0.5 + (g.p - 0.5).sign() / 2, tau=tau))
     for g in games + hard:
         ratio = fixed_point(g.p, g.ref, g.tau) - g.ref
         assert ratio.max() - ratio.min() <= 1 / g.tau + 1e-9
@@ -413,15 +433,17 @@ def test_span_and_win_rate_at_nash(games):
 
 
 def test_total_order_of_many():
-    """100 responses of equal mass in a certain order: win rate 1 - tau + 1/(e^(1/tau) - 1), to 1/100."""
+    """100 responses of equal mass in a certain order: one win rate in closed form, to 1/100.
+
+    It is 1 - tau + 1/(e^(1/tau) - 1).
+    """
     order = torch.ones(100, 100, dtype=DOUBLE).tril(-1) + torch.eye(100, dtype=DOUBLE) / 2
     ref = torch.zeros(100, dtype=DOUBLE).log_softmax(0)
     for tau, wanted in ((1.0, 0.582), (0.1, 0.900)):
         closed = 1 - tau + 1 / math.expm1(1 / tau)
         assert closed == pytest.approx(wanted, abs=5e-4)
-        assert fixed_point(order, ref, tau).exp() @ win_rate(order, ref) == pytest.approx(
-            closed, abs=1 / 100
-        )
+        wins = fixed_point(order, ref, tau).exp() @ win_rate(order, ref)
+        assert wins == pytest.approx(closed, abs=1 / 100)
 
 
 def test_gain_at_large_tau(games):
@@ -435,20 +457,18 @@ def test_gain_at_large_tau(games):
 
 
 def test_weak_preferences_make_dpo_and_rl_four_times_weaker():
-    """logit(p) = 4 (p - 1/2) and sigmoid(x) - 1/2 = x/4 to third order: DPO's and RL's points at 4 tau tend to Nash's at tau."""
+    """DPO's and RL's points at 4 tau tend to Nash's at tau.
+
+    logit(p) = 4 (p - 1/2) and sigmoid(x) - 1/2 = x/4 to third order.
+    """
     generator = torch.Generator().manual_seed(2)
-    rewards, ref = (
-        torch.randn(5, generator=generator, dtype=DOUBLE),
-        torch.randn(5, generator=generator, dtype=DOUBLE).log_softmax(0),
-    )
+    rewards = torch.randn(5, generator=generator, dtype=DOUBLE)
+    ref = torch.randn(5, generator=generator, dtype=DOUBLE).log_softmax(0)
     for size, limit in ((1e-1, 1e-2), (1e-2, 1e-4)):
         preferences = bandit.bradley_terry(size * rewards)
         nash = fixed_point(preferences, ref, size)
-        for point in (
-            bandit.rlhf_policy(size * rewards, ref, 4 * size),
-            bandit.dpo_point(preferences, ref, 4 * size),
-        ):
-            assert (point - nash).abs().max() < limit
-        assert bandit.total_variation(nash, ref) > 0.03, (
-            "the game must move the policy, or the test is empty"
-        )
+        rlhf = bandit.rlhf_policy(size * rewards, ref, 4 * size)
+        dpos = bandit.dpo_point(preferences, ref, 4 * size)
+        assert (rlhf - nash).abs().max() < limit and (dpos - nash).abs().max() < limit
+        moved = bandit.total_variation(nash, ref)
+        assert moved > 0.03, "the game must move the policy, or the test is empty"

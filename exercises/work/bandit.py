@@ -15,7 +15,13 @@ from ipo_md import mixture
 
 
 def cycle(margin):
-    """Rock-paper-scissors: each of three actions beats the next with probability 1/2 + margin. Returns [3, 3]."""
+    """Rock-paper-scissors: each of three actions beats the next with probability 1/2 + margin.
+
+    margin:
+        in [-1/2, 1/2]; below 0 the cycle runs the other way.
+
+    Returns [3, 3].
+    """
     raise NotImplementedError("Exercise 1: write the cycle's preference matrix")
 
 
@@ -66,21 +72,39 @@ def kl(log_pi, log_other):
 
 
 def respond(preferences, log_ref, tau, log_opponent):
-    """log of pi_ref(y) exp(p(y > opponent)/tau)/Z, [..., n]: eq 12 against itself, eq 13 its mixture, offline IPO the data."""
+    """log of pi_ref(y) exp(p(y > opponent)/tau)/Z, the regularised best response, [..., n].
+
+    log_opponent:
+        [..., n]. The policy itself: eq 12; its mixture with the reference: eq 13; the law of the
+        data: offline IPO's policy.
+    """
     raise NotImplementedError("Exercise 3: write the best response")
 
 
 def duality_gap(log_pi, preferences, log_ref, tau):
-    """2 max_pi' [p(pi' > pi) - tau KL(pi', pi_ref) + tau KL(pi, pi_ref)] - 1, [...]: at least 0, and 0 only at Nash."""
+    """2 max_pi' [p(pi' > pi) - tau KL(pi', pi_ref) + tau KL(pi, pi_ref)] - 1, [...].
+
+    At least 0, and 0 only at the Nash equilibrium.
+    """
     raise NotImplementedError("Exercise 3: write the duality gap")
 
 
 def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=1e-11):
-    """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13); beta = 0: the Nash equilibrium (eq 12).
-    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain iteration of the equation
-    diverges on cycles at small tau; here the Jacobian is never singular at a solution, because the preferences minus 1/2 are
-    antisymmetric: d(mixture) . d(log pi) = 0 on its null space. mixture: (log_pi, log_ref, beta) -> the opponent's log law.
-    Raises ValueError rather than return a residual max |log pi - respond| above tolerance.
+    """log pi with pi = pi_ref exp(p(. > mixture of pi and pi_ref)/tau)/Z, [n] (eq 13).
+
+    Newton's method on log pi, following the solution from tau >= 1 down to the wanted one. Plain
+    iteration of the equation diverges on cycles at small tau. Here the Jacobian is never singular
+    at a solution, because the preferences minus 1/2 are antisymmetric: d(mixture) . d(log pi) = 0
+    on its null space.
+
+    beta:
+        in [0, 1]; 0 gives the Nash equilibrium (eq 12).
+    mixture:
+        (log_pi, log_ref, beta) -> the opponent's log law [n].
+    tolerance:
+        the largest residual max |log pi - respond| to accept, nats.
+
+    Raises ValueError rather than return a larger residual.
 
     Exercise 3: the regularised Nash equilibrium and the duality gap. Functions: kl, respond,
     duality_gap, fixed_point.
@@ -117,9 +141,16 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
-    """The expectation over all n x n pairs of a method module's loss, [...]; differentiable in log_pi [..., n]. Its PAIR says who
-    draws y and y'; mixture: (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place. rl wants reward gaps
-    r(y) - r(y') for preferences.
+    """The expectation over all n x n pairs of a method's loss, [...]; differentiable in log_pi.
+
+    method:
+        a module whose PAIR says who draws y and y', and whose loss costs a pair.
+    log_pi:
+        [..., n], with gradient.
+    preferences:
+        [n, n]; rl wants reward gaps r(y) - r(y') in their place.
+    mixture:
+        (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place.
 
     Exercise 6: IPO-MD. Functions: ipo_md.PAIR, ipo_md.loss, and expected_loss here.
 
@@ -154,5 +185,8 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
 
 
 def dpo_point(preferences, log_ref, tau):
-    """Online DPO's point, [n] or None: sum_y' pi(y') (p(y > y') - sigmoid(tau h(y, y'))) = 0, by hand and not by dpo.loss."""
+    """Online DPO's point: sum_y' pi(y') (p(y > y') - sigmoid(tau h(y, y'))) = 0 for every y.
+
+    By hand and not by dpo.loss. Returns [n], or None where no finite point is found.
+    """
     raise NotImplementedError("Exercise 7: find where online DPO stops")
