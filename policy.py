@@ -351,6 +351,36 @@ def raise_precision(x):
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def run_model(model, ids, mask, positions, keep, cache=None):
+    """Logits of the model's own forward pass: one path for sampling and for scoring.
+
+    model:
+        a causal language model of transformers.
+    ids:
+        [B, N] int64, the tokens to read.
+    mask:
+        [B, M + N] of bool, False where a column is padding; M columns are in the cache.
+    positions:
+        [B, N] int64, each token's place in its text.
+    keep:
+        the columns of ids whose logits are wanted: their numbers [K] int64, or K, the last so many.
+        The output head runs at these only: [B, N, vocabulary] would not fit in memory.
+    cache:
+        what the model keeps of earlier columns; it grows by N. None for none.
+
+    Returns [B, K, vocabulary], in float32 or the model's precision if that is higher.
+    """
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=keep,
+    ).logits
+    return raise_precision(logits)
+
+
 def log_prob(model, prompt, response):
     """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled.
 
@@ -384,16 +414,8 @@ def token_log_probs(model, prompt, response):
     # first token. A shift by one would score every token under its neighbour's law.
     begin = prompt.ids.shape[1] - 1
     end = begin + response.ids.shape[1]
-    logits = model(
-        input_ids=torch.cat([prompt.ids, response.ids], 1),
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        # The output head runs at the T response positions only: [B, P + T, vocabulary] logits would
-        # not fit in memory.
-        logits_to_keep=torch.arange(begin, end, device=mask.device),
-        use_cache=False,
-    ).logits
-    logits = raise_precision(logits).flatten(0, 1)
+    ids, keep = torch.cat([prompt.ids, response.ids], 1), torch.arange(begin, end)
+    logits = run_model(model, ids, mask, positions(mask), keep.to(mask.device)).flatten(0, 1)
     logp = -F.cross_entropy(logits, response.ids.flatten(), reduction="none")
     # By position: a pad is never told from an end-of-text by its id.
     return logp.view_as(response.ids).masked_fill(~response.mask, 0.0)
