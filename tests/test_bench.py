@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import bench
+from studies import bench
 import sampler
 
 OPTIONS = SimpleNamespace(

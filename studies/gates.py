@@ -1,16 +1,15 @@
-"""What the built-in task, its preference model and the default runs must hold, measured: python tests/gates.py"""
+"""What the built-in task, its preference model and the default runs must hold, measured: python -m studies.gates"""
 
 import argparse
 import itertools
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import train  # noqa: E402  first: it sets how torch's threads wait
 
 import data  # noqa: E402
 import sampler  # noqa: E402
 import summaries  # noqa: E402
-import train  # noqa: E402  first: it sets how torch's threads wait
 
 
 def supervised_samples(task, reference, count=1000, responses=3):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-import experiments
+from studies import runs as experiments
 import policy as policies
 import train
 
@@ -199,7 +199,7 @@ def test_every_figure(whole, capsys, monkeypatch):
 def test_the_committed_table_is_the_documented_one(capsys, monkeypatch):
     """results/README.md holds what `python experiments.py table2 --from-results` prints, line by line."""
     monkeypatch.setattr(experiments, "NAMES", ALL)
-    folder = Path(experiments.__file__).parent / "results"
+    folder = Path(experiments.__file__).parent.parent / "results"
     assert experiments.main(["table2", "--from-results", "--results", str(folder)]) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
     printed = [line for line in capsys.readouterr().out.splitlines() if line]

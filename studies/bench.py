@@ -5,8 +5,8 @@
   sampling   policy and mixture against transformers' generate() with its cache, and against no cache: both models, whole prefix
   phases     prefill, decode, preference, forward, backward and optimiser of train.py's own step, each beside its floor
 Times are medians of --repeats after a warm-up, with random weights. Left out: libraries that this one does not install; several GPUs.
-Run: python bench.py [--loss nash_md] [--json FILE]    (2 min 30 s on 2 cores)
-     python bench.py --device cuda    (GPT-2 124M, bfloat16, 64 prompts of 512 tokens)
+Run: python -m studies.bench [--loss nash_md] [--json FILE]    (2 min 30 s on 2 cores)
+     python -m studies.bench --device cuda    (GPT-2 124M, bfloat16, 64 prompts of 512 tokens)
 """
 
 import argparse

@@ -7,7 +7,7 @@
   frontier   win rate over KL to the reference, under the panel and under the learned preference model that they trained on
 Runs and comparisons are lines of results/SCALE.jsonl, appended as they finish: the same command goes on where it was stopped.
 Left out: length-normalised losses; a learning rate and batch size of each method's own.
-Run: python experiments.py all --scale smoke    (3 min 20 s)    python experiments.py table2 --from-results    (draws from the lines alone)
+Run: python -m studies.runs all --scale smoke    (3 min 20 s)    python experiments.py table2 --from-results    (draws from the lines alone)
 """
 
 import argparse
