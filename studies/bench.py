@@ -108,7 +108,7 @@ def seconds(options, *works):
         for work, taken in zip(works, times, strict=True):
             wait(options)
             begun = time.perf_counter()
-            with train.precision(options):
+            with job.options.precision(options):
                 work()
             wait(options)
             taken.append(time.perf_counter() - begun)
@@ -190,7 +190,7 @@ def memory(options):
         return None
     if options.device == "cuda":
         before = torch.cuda.memory_allocated()  # the device says what is held now, too
-    with train.precision(options):
+    with job.options.precision(options):
         policies.log_prob(policy, prompt, response).sum().backward()
     return peak_memory(options) - before
 
@@ -315,7 +315,7 @@ def prepare_step(options, loss, policy, reference):
         preference=model.logit if reward else model,  # train.py's label
         optimizer=torch.optim.AdamW(policy.parameters(), lr=1e-9),  # 1e-9: the weights stay
     )
-    with train.precision(options):
+    with job.options.precision(options):
         step.y, step.y_other = draw(step, options.new_tokens)
         step.label = preference(step)
     return step
@@ -350,7 +350,8 @@ def forward(step):
     logp = log_probs(step, step.policy)
     with torch.no_grad():
         ref_logp = log_probs(step, step.reference)
-    return step.method.loss(*logp, *ref_logp, step.label, step.options.tau)
+    options = step.options
+    return step.method.loss(*logp, *ref_logp, step.label, options.tau, **options.set)
 
 
 def log_probs(step, model):

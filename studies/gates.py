@@ -14,6 +14,7 @@ import job  # before torch: it sets how torch's threads wait
 import data
 import job.options
 import job.run
+import job.stages
 import policy as policies
 import sampler
 import summaries
@@ -126,8 +127,8 @@ def gates(options):
     """Measures and prints every gate. Returns the exit status: 1 if one is missed."""
     chosen = job.options.parse(["--stages", options.stages])
     task, start, data_hash = data.open_task(chosen)
-    reference, path = train.supervised_stage(chosen, task, start, data_hash)
-    _, model_path = train.preference_stage(chosen, task, reference, path, "preference")
+    reference, path = job.stages.supervised(chosen, task, start, data_hash)
+    _, model_path = job.stages.preference(chosen, task, reference, path, "preference")
     missed = show(task_gates(supervised_samples(task, reference)))
     missed += show(model_gates(job.run.read_json(os.path.join(model_path, "accuracy.json"))))
     for loss, seed in itertools.product(("ipo", "ipo_md"), range(options.seeds)):

@@ -27,7 +27,9 @@ from tqdm import tqdm
 import data
 import evaluate
 import job.options
+import job.report
 import job.run
+import job.stages
 import job.versions
 import policy as policies
 import preference_model
@@ -73,7 +75,7 @@ GRID = {
 
 def samples_mixture(loss):
     """Whether a method draws from the mixture of policy and reference, and so has a beta."""
-    return "mixture" in job.options.find_method(loss).PAIR
+    return hasattr(job.options.find_method(loss), "BETA")
 
 
 def cell(study, loss, tau, beta=None, seed=0, offline=False, steps=None):
@@ -119,8 +121,8 @@ def prepare(study):
     stages = ["--stages", os.path.join(study.folder, "stages"), "--device", "cpu", *study.stages]
     options = job.options.parse(stages)
     task, start, data_hash = data.open_task(options)
-    reference, path = train.supervised_stage(options, task, start, data_hash)
-    _, learned = train.preference_stage(options, task, reference, path, "preference")
+    reference, path = job.stages.supervised(options, task, start, data_hash)
+    _, learned = job.stages.preference(options, task, reference, path, "preference")
     return dict(SFT=path, learned=learned)
 
 
@@ -270,14 +272,14 @@ def plot(study, name, panels):
     """Writes results/NAME.png, and its numbers to the screen.
 
     panels:
-        list of (title, x label, y label, {label: (xs, ys)}), as evaluate.plot's.
+        list of (title, x label, y label, {label: (xs, ys)}), as job.report.plot's.
     """
     for title, _, _, series in panels:
         for label, (xs, ys) in series.items():
             points = [f"{x:.3g}: {y:.3f}" for x, y in zip(xs, ys, strict=True)]
             print(f"{name}, {title}, {label}: {', '.join(points)}")
     suffix = "" if study.scale == "full" else f"-{study.scale}"
-    evaluate.plot(os.path.join(study.results, f"{name}{suffix}.png"), panels)
+    job.report.plot(os.path.join(study.results, f"{name}{suffix}.png"), panels)
 
 
 # ---- the command line of a study ----
