@@ -142,7 +142,8 @@ def floor(options, model, rates, tokens, heads, rounds=1, rows=None):
     rows:
         None for one a prompt.
     """
-    width, layers = model.config.n_embd, options.layers
+    width = model.config.n_embd
+    layers = options.layers
     if rows is None:
         rows = options.prompts
     decoding = tokens == 1

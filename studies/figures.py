@@ -26,7 +26,8 @@ BETAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of fig5
 @torch.no_grad()
 def preference_variance(todo):
     """The line of Var p(y > SFT) over SFT's responses y, mean over prompts."""
-    there, count = todo["where"], todo["where"]["prompts"]
+    there = todo["where"]
+    count = there["prompts"]
     task = data.BuiltIn()
     prompt = task.prompts("validation", 0, count)
     ids, mask, _ = sampler.sample(
@@ -38,7 +39,9 @@ def preference_variance(todo):
         task.max_response,
     )
     drawn = policies.Tokens(ids, mask)
-    responses = [drawn.rows(slice(k * count, (k + 1) * count)) for k in range(16)]
+    responses = []
+    for begin in range(0, 16 * count, count):  # all first responses, then all second ones
+        responses.append(drawn.rows(slice(begin, begin + count)))
     p = torch.empty(8, 8, count)  # the first eight against the last eight
     for row, y in enumerate(responses[:8]):
         for column, y_other in enumerate(responses[8:]):
@@ -47,8 +50,9 @@ def preference_variance(todo):
     # opponents have independent noise: the covariance of their means, [8, count] each, has none.
     one = p[:, :4].mean(1)
     two = p[:, 4:].mean(1)
-    products = ((one - one.mean(0)) * (two - two.mean(0))).sum(0).mean().item()
-    return dict(name=todo["name"], variance=products / 7)  # eight responses
+    products = (one - one.mean(0)) * (two - two.mean(0))
+    # 7, not 8: their means are estimated, too.
+    return dict(name=todo["name"], variance=products.sum(0).mean().item() / 7)
 
 
 def fig1(study):
@@ -77,7 +81,8 @@ def fig2(study):
     series = {}
     for line in runs.sweep(study, ["ipo"])["ipo"]:
         steps = runs.column(line["curve"], "step")
-        series[f"tau = {line['tau']:g}"] = steps, runs.column(line["curve"], "win_rate")
+        wins = runs.column(line["curve"], "win_rate")
+        series[f"tau = {line['tau']:g}"] = steps, wins
     title = "online IPO against SFT, 100 prompts"
     runs.plot(study, "fig2", [(title, "step", "p (panel)", series)])
 
@@ -104,7 +109,8 @@ def online_and_offline(study, name, rival_name, rival):
                 runs.column(lines, "tau"),
                 runs.win_rates(study, lines, rival),
             )
-    runs.plot(study, name, [(f"win rate against {rival_name}", "tau", "p (panel)", series)])
+    title = f"win rate against {rival_name}"
+    runs.plot(study, name, [(title, "tau", "p (panel)", series)])
 
 
 def fig5(study):
@@ -140,8 +146,9 @@ def frontier(study):
     panels = []
     for judge, title in (("win_rate", "panel"), ("learned", "learned model")):
         series = {}
-        for loss, some in points.items():
-            series[runs.NAMES[loss]] = runs.column(some, "kl"), runs.column(some, judge)
+        for loss, lines in points.items():
+            kl = runs.column(lines, "kl")
+            series[runs.NAMES[loss]] = kl, runs.column(lines, judge)
         panels.append((f"win rate against SFT, {title}", "KL to SFT (nats)", "p", series))
     runs.plot(study, "frontier", panels)
 

@@ -1,6 +1,6 @@
 """What the built-in task, its preference model and the default runs must hold, measured.
 
-Run: python -m studies.gates    (8 min on 2 cores; --seeds 1 in half the time)
+Run: python -m studies.gates    (8 min on 2 cores)
 """
 
 import argparse
@@ -47,8 +47,12 @@ def cyclic_share(samples):
     for post, responses in samples:
         if len(set(responses)) < 3:
             continue
-        margins = [panel(post, responses[k], responses[(k + 1) % 3]) - 0.5 for k in range(3)]
-        cyclic.append(min(margins) > 0.1 or max(margins) < -0.1)  # either way around
+        margins = []
+        for k in range(3):
+            other = responses[(k + 1) % 3]
+            margins.append(panel(post, responses[k], other) - 0.5)
+        # Either way around: each beats the next, or each is beaten by it.
+        cyclic.append(min(margins) > 0.1 or max(margins) < -0.1)
     return sum(cyclic) / len(cyclic)
 
 
@@ -113,13 +117,17 @@ def show(rows):
     """Prints gates with their measured values and bounds. Returns how many are missed."""
     missed = 0
     for name, value, least, most in rows:
-        bound, fails = "", False
+        bound = ""
+        fails = False
         if least is not None:
-            bound, fails = f">= {least:g}", value < least
+            bound = f">= {least:g}"
+            fails = value < least
         elif most is not None:
-            bound, fails = f"<= {most:g}", value > most
+            bound = f"<= {most:g}"
+            fails = value > most
         missed += fails
-        print(f"{name:44s} {value:8.3f}  {bound:8s} {'MISSED' if fails else ''}", flush=True)
+        word = "MISSED" if fails else ""
+        print(f"{name:44s} {value:8.3f}  {bound:8s} {word}", flush=True)
     return missed
 
 
@@ -130,9 +138,11 @@ def gates(options):
     reference, path = job.stages.supervised(chosen, task, start, data_hash)
     _, model_path = job.stages.preference(chosen, task, reference, path, "preference")
     missed = show(task_gates(supervised_samples(task, reference)))
-    missed += show(model_gates(job.run.read_json(os.path.join(model_path, "accuracy.json"))))
+    numbers = job.run.read_json(os.path.join(model_path, "accuracy.json"))
+    missed += show(model_gates(numbers))
+    folder = os.path.dirname(options.stages)
     for loss, seed in itertools.product(("ipo", "ipo_md"), range(options.seeds)):
-        out = os.path.join(os.path.dirname(options.stages), f"{loss}-seed{seed}")
+        out = os.path.join(folder, f"{loss}-seed{seed}")
         argv = ["--loss", loss, "--seed", str(seed), "--stages", options.stages, "--out", out]
         if train.main(argv):
             return 2

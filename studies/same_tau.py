@@ -3,7 +3,7 @@
 All at one tau, for twice the steps of Table 2: at beta = 0 the first two have the Nash equilibrium
 in common, at beta = 0.125 the second two the point of eq 13. Two seeds of each, so that the
 distance of two methods can be held beside that of two seeds of one.
-Run: python -m studies.same_tau --scale smoke     (1 min)
+Run: python -m studies.same_tau --scale smoke
      python -m studies.same_tau --from-results    (draws from the lines of results/ alone)
 """
 
@@ -46,7 +46,8 @@ def distance(study, line, other):
 def same_tau(study):
     """Win rate and KL over the steps, and how far the policies are from one another."""
     lines = all_runs(study)
-    steps = runs.column(next(iter(lines.values()))["points"], "step")
+    first = next(iter(lines.values()))
+    steps = runs.column(first["points"], "step")  # the same for every run
     wins, kls, far = {}, {}, {}
     for label, line in lines.items():
         wins[label] = steps, runs.column(line["points"], "win_rate")

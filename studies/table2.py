@@ -4,8 +4,8 @@ RL is tuned against the supervised policy (SFT); tau, beta and checkpoint of eve
 chosen against that RL policy on validation prompts, with one budget. Then several seeds of each,
 every seed against every seed on test prompts, under the panel and under the learned preference
 model that they trained on.
-Run: python -m studies.table2 --scale smoke       (2 min 20 s)
-     python -m studies.table2 --from-results      (draws from the lines of results/ alone)
+Run: python -m studies.table2 --scale smoke
+     python -m studies.table2 --from-results    (draws from the lines of results/ alone)
 """
 
 import itertools
@@ -81,7 +81,8 @@ def seeds_of(study, chosen):
     """The chosen checkpoint of every seed, {loss: [checkpoint by seed]}."""
     found = {}
     for loss, choice in chosen.items():
-        tau, beta = choice.run["tau"], choice.run["beta"]
+        tau = choice.run["tau"]
+        beta = choice.run["beta"]
         todos = [runs.cell(study, loss, tau, beta, seed) for seed in range(study.seeds)]
         lines = runs.gather(study, runs.run_cell, todos)
         found[loss] = [runs.checkpoint(line, choice.number) for line in lines]
@@ -145,9 +146,11 @@ def verdict(pair, values):
     mean = values.mean()
     rows = values.mean(1)
     columns = values.mean(0)
-    se = np.sqrt((rows.var(ddof=1) + columns.var(ddof=1)) / seeds)
+    variance = rows.var(ddof=1) + columns.var(ddof=1)
+    se = np.sqrt(variance / seeds)
     limit = STUDENT[seeds] * se
-    first, second = runs.NAMES[pair[0]], runs.NAMES[pair[1]]
+    first = runs.NAMES[pair[0]]
+    second = runs.NAMES[pair[1]]
     if abs(mean - 0.5) <= limit:
         what = "not separated"
     elif mean > 0.5:
@@ -163,8 +166,10 @@ def print_choice(chosen):
     print("|---|---|---|---|---|---|")
     for loss, name in runs.NAMES.items():
         rate, number, run, tried = chosen[loss]
+        tau = run["tau"]
+        beta = run["beta"]
         steps = run["points"][number]["step"]
-        print(f"| {name} | {run['tau']:g} | {run['beta']:g} | {steps} | {tried} | {rate:.3f} |")
+        print(f"| {name} | {tau:g} | {beta:g} | {steps} | {tried} | {rate:.3f} |")
 
 
 def print_entries(title, mean, deviation):
@@ -174,8 +179,9 @@ def print_entries(title, mean, deviation):
     print(f"| {title} | {' | '.join(names)} | SFT |")
     print("|---" * (len(names) + 2) + "|")
     for row, name in enumerate(names):
-        texts = [f"{m:.3f} ({s:.3f})" for m, s in zip(mean[row], deviation[row], strict=True)]
-        texts[row] = "0.500"  # a method against itself was not measured
+        numbers = zip(mean[row], deviation[row], strict=True)
+        texts = [f"{m:.3f} ({s:.3f})" for m, s in numbers]
+        texts[row] = "0.500"  # by definition: no method played against itself
         print(f"| {name} | {' | '.join(texts)} |")
 
 
