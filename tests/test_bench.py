@@ -1,12 +1,14 @@
-"""bench.py: its check of exactness notices an inexact path, and its phases are a whole step's. No times are asserted."""
+"""studies/bench.py: its check of exactness notices an inexact path, its phases are a whole step's.
+No times are asserted."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import bench
 import sampler
+from studies import bench
 
 OPTIONS = SimpleNamespace(
     device="cpu",
@@ -20,45 +22,62 @@ OPTIONS = SimpleNamespace(
     new_tokens=5,
     micro_batch_size=None,
 )
+PHASES = ["prefill", "decode", "preference", "forward", "backward", "optimiser", "step"]
 
 
 def test_exactness_is_measured(monkeypatch):
     """Below 1e-6 as it is; above 1e-5 when a cached token takes the position after its own."""
-    policy = bench.model(OPTIONS, 0)
+    policy = bench.build(OPTIONS, 0)
     assert bench.exactness(OPTIONS, policy) < 1e-6
     forward = sampler.forward
-    monkeypatch.setattr(
-        sampler,
-        "forward",
-        lambda m, ids, positions, *rest: forward(m, ids, positions + (ids.shape[1] == 1), *rest),
-    )
+
+    def one_too_far(model, ids, positions, *rest):
+        decoding = ids.shape[1] == 1
+        return forward(model, ids, positions + decoding, *rest)
+
+    monkeypatch.setattr(sampler, "forward", one_too_far)
     assert bench.exactness(OPTIONS, policy) > 1e-5
 
 
 @pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
 def test_phases_add_up_to_the_step(loss):
-    rows = bench.phases(
-        OPTIONS, loss, bench.model(OPTIONS, 0), bench.model(OPTIONS, 1), (1e10, 1e11)
-    )
-    assert [name for name, *_ in rows] == [
-        "prefill",
-        "decode",
-        "preference",
-        "forward",
-        "backward",
-        "optimiser",
-        "step",
-    ]
+    policy, reference = bench.build(OPTIONS, 0), bench.build(OPTIONS, 1)
+    rows = bench.phases(OPTIONS, loss, policy, reference, (1e10, 1e11))
+    assert [name for name, *_ in rows] == PHASES
     assert sum(spent for _, spent, _ in rows[:-1]) == pytest.approx(rows[-1][1])
 
 
 def test_floor_by_hand():
-    """Two layers of width 64, 60 words, 3 rows of 6 tokens, all scored: 2 x 12 x 2 x 64^2 a token, the head, attention over 3 on average."""
-    model = bench.model(OPTIONS, 0)
+    """Two layers of width 64, 60 words, 3 rows of 6 tokens, all scored: 2 x 12 x 2 x 64^2 a token,
+    the head, attention over 3 on average."""
+    model = bench.build(OPTIONS, 0)
     operations = 3 * (2 * 12 * 2 * 64**2 * 6 + 2 * 6 * 60 * 64 + 4 * 64 * 2 * 6 * 3)
     assert bench.floor(OPTIONS, model, (1e30, 1.0), 6, 6) == operations
     moved = 4 * (12 * 2 * 64**2 + 60 * 64 + 2 * 64 * 2 * 3 * (6 + 5 / 2))
     assert bench.floor(OPTIONS, model, (1.0, 1e30), 1, 1, rounds=5) == 5 * moved
+
+
+def test_floors_count_models_and_responses():
+    """Prefill runs the reference for a mixture only; decoding runs it once a mixture; the losses of
+    one response cost half of those of two."""
+    least = {}
+    for loss in ("ipo", "ipo_md", "nash_md"):
+        policy, reference = bench.build(OPTIONS, 0), bench.build(OPTIONS, 1)
+        step = bench.prepare_step(OPTIONS, loss, policy, reference)
+        least[loss] = bench.floors(OPTIONS, step, (1e30, 1.0))  # operations alone count
+    for phase, ipo_md, nash_md in (("prefill", 2, 2), ("decode", 2, 1.5), ("forward", 1, 0.5)):
+        assert least["ipo_md"][phase] == pytest.approx(ipo_md * least["ipo"][phase])
+        assert least["nash_md"][phase] == pytest.approx(nash_md * least["ipo"][phase])
+
+
+def test_memory_of_a_system_that_does_not_say(monkeypatch, capsys):
+    """Without the module resource, which is Unix's, the bench says so in one line and goes on."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert bench.peak_memory(OPTIONS) is None
+    found = dict(where="here", torch="2", rates=(1e9, 1e12), memory=None, exactness=0.0)
+    bench.print_head(OPTIONS, found)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory")]
+    assert len(said) == 1 and "not measured" in said[0]
 
 
 def test_no_cuda_is_an_error(monkeypatch, capsys):

@@ -1,0 +1,359 @@
+"""What the studies of the built-in task share: runs and comparisons, their lines, the processes.
+
+A study needs runs (cells: a method, tau, beta, seed) and comparisons of the policies they leave.
+Each is a line of results/SCALE.jsonl, found by its name and appended as it finishes: the same
+command goes on where it was stopped, and --from-results draws from the lines alone.
+Left out: length-normalised losses; a learning rate and batch size of each method's own.
+No command of its own: see table2.py, figures.py, same_tau.py, everything.py.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+from types import SimpleNamespace
+
+import job  # before torch: it sets how torch's threads wait
+
+# isort: split
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import evaluate
+import job.options
+import job.report
+import job.run
+import job.stages
+import job.versions
+import policy as policies
+import preference_model
+import train
+
+# prompts: validation prompts of a comparison; test: those of Table 2; long: steps of same_tau;
+# taus: how many of a method's GRID; extend: how often it may grow; stages: options of the stages
+SCALES = {
+    "smoke": dict(
+        steps=8,
+        long=16,
+        seeds=2,
+        prompts=30,
+        test=30,
+        taus=2,
+        extend=0,
+        stages=["--supervised-steps", "60", "--preference-steps", "60"],
+    ),
+    "full": dict(steps=200, long=400, seeds=3, prompts=300, test=600, taus=5, extend=4, stages=[]),
+}
+# The paper's rows, in its order.
+NAMES = {
+    "ipo": "IPO",
+    "ipo_md": "IPO-MD",
+    "dpo": "DPO",
+    "nash_md": "Nash-MD-PG",
+    "slic": "SLiC",
+    "rl": "RL",
+}
+# The taus of a sweep, the likely best first: --scale smoke takes the first two.
+GRID = {
+    "ipo": (0.05, 0.1, 0.02, 0.2, 0.5),
+    "ipo_md": (0.05, 0.1, 0.02, 0.2, 0.5),
+    "dpo": (0.1, 0.2, 0.05, 0.5, 1.0),
+    "nash_md": (0.05, 0.1, 0.02, 0.2, 0.5),
+    "slic": (0.1, 0.2, 0.05, 0.5, 0.02),
+    "rl": (0.05, 0.1, 0.02, 0.2, 0.5),
+}
+
+
+# ---- what a study does: runs and comparisons, each in a process, each a line ----
+
+
+def samples_mixture(loss):
+    """Whether a method draws from the mixture of policy and reference, and so has a beta."""
+    return hasattr(job.options.find_method(loss), "BETA")
+
+
+def cell(study, loss, tau, beta=None, seed=0, offline=False, steps=None):
+    """A run to do: what its line says of it, train.py's options, and where it goes.
+
+    beta:
+        None for the method's own default.
+    steps:
+        alignment steps, None for the scale's.
+    """
+    if beta is None:
+        beta = getattr(job.options.find_method(loss), "BETA", 0.0)
+    if steps is None:
+        steps = study.steps
+    mode = "-offline" if offline else ""
+    argv = ["--loss", loss, "--tau", str(tau), "--seed", str(seed), "--steps", str(steps)]
+    # Every checkpoint is kept: which of them is best is a study's question, not the run's.
+    argv += ["--save-every", str(max(1, study.steps // 4)), "--keep", "99", "--eval-prompts", "20"]
+    argv += study.stages
+    if offline:
+        argv += ["--offline"]
+    if samples_mixture(loss):
+        argv += ["--beta", str(beta)]
+    return dict(
+        name=f"{loss}{mode}-tau{tau:g}-beta{beta:g}-seed{seed}-steps{steps}",
+        loss=loss,
+        tau=tau,
+        beta=beta,
+        seed=seed,
+        offline=offline,
+        argv=argv,
+        where=where(study, study.prompts),
+    )
+
+
+def where(study, prompts):
+    """What a process must know of the study: its folder, the shared models, how many prompts."""
+    return dict(folder=study.folder, shared=study.shared, prompts=prompts)
+
+
+def prepare(study):
+    """Makes the stages that every cell shares. Returns the folders of SFT and the learned model."""
+    stages = ["--stages", os.path.join(study.folder, "stages"), "--device", "cpu", *study.stages]
+    options = job.options.parse(stages)
+    task, start, data_hash = data.open_task(options)
+    reference, path = job.stages.supervised(options, task, start, data_hash)
+    _, learned = job.stages.preference(options, task, reference, path, "preference")
+    return dict(SFT=path, learned=learned)
+
+
+def run_cell(todo):
+    """Runs a cell. Returns its line: the validation curve, and each checkpoint against SFT."""
+    there = todo["where"]
+    out = os.path.join(there["folder"], todo["name"])
+    stages = os.path.join(there["folder"], "stages")
+    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.run_job(job.options.parse(argv))
+    line = {name: value for name, value in todo.items() if name != "where"}
+    line["points"] = []
+    for path in job.run.checkpoints(out):
+        pair = dict(a=os.path.relpath(path, there["folder"]), b="SFT", split="validation")
+        point = compare(dict(name=todo["name"], **pair, where=there))
+        point["step"] = int(path[-6:])
+        line["points"].append(point)
+        with contextlib.suppress(FileNotFoundError):
+            # The run is finished: nothing will go on from its optimiser, two thirds of the bytes.
+            os.unlink(os.path.join(path, "optimizer.pt"))
+    line["curve"] = []
+    with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as file:
+        for text in file:
+            entry = json.loads(text)
+            if "win_rate" in entry:
+                line["curve"].append(entry)
+    return line
+
+
+@torch.no_grad()
+def compare(todo):
+    """The line of policy a against b: evaluate.measure's numbers under the panel, and, of the same
+    responses, the learned model's p(a > b)."""
+    there = todo["where"]
+    policy = load_policy(there, todo["a"])
+    other = load_policy(there, todo["b"])
+    task = data.BuiltIn()
+    learned = preference_model.load(there["shared"]["learned"])
+    numbers, kept = evaluate.measure(
+        policy, other, task.judge, task, todo["split"], there["prompts"]
+    )
+    preferences = [learned(prompt, y, y_other) for prompt, y, y_other in kept]
+    return dict(name=todo["name"], **numbers, learned=torch.cat(preferences).mean().item())
+
+
+def load_policy(there, name):
+    """The policy that a comparison names: "SFT", or RUN/checkpoint-STEP."""
+    path = there["shared"]["SFT"] if name == "SFT" else os.path.join(there["folder"], name)
+    return policies.load(path)[0]
+
+
+# ---- lines: those that there are, and those that are missing ----
+
+
+def gather(study, work, todos):
+    """The lines of all that is to do, in its order; what has none yet is worked off first.
+
+    work:
+        run_cell, compare or another function of one entry that returns its line.
+    todos:
+        list of dicts with a name each, the line's.
+
+    Raises ValueError if lines are missing and the study is to be drawn from the lines alone.
+    """
+    missing = {todo["name"]: todo for todo in todos if todo["name"] not in study.lines}
+    if missing and study.from_results:
+        raise ValueError(
+            f"{study.path}: {len(missing)} lines are missing, first {next(iter(missing))!r}; "
+            "leave --from-results out to make them"
+        )
+    if missing:
+        work_off(study, work, missing.values())
+    return [study.lines[todo["name"]] for todo in todos]
+
+
+def work_off(study, work, todos):
+    """Gives the work to the processes and appends each line as it comes."""
+    with open(study.path, "a", encoding="utf-8", newline="") as file:
+        futures = [study.pool.submit(work, todo) for todo in todos]
+        finished = concurrent.futures.as_completed(futures)
+        for future in tqdm(finished, desc=work.__name__, total=len(futures)):
+            line = dict(future.result(), version=study.version)
+            study.lines[line["name"]] = line
+            job.run.append_line(file, line)
+
+
+def read_lines(study):
+    """The file's lines by name. A kill may have cut the last one: what is left of it goes."""
+    os.makedirs(study.results, exist_ok=True)
+    # newline="": a line's end is one byte on every system, or the file would be cut too short
+    with open(study.path, "a+", encoding="utf-8", newline="") as file:
+        file.seek(0)
+        text = file.read()
+        whole = text[: text.rfind("\n") + 1]
+        file.truncate(len(whole.encode()))
+    lines = {}
+    for text in whole.splitlines():
+        line = json.loads(text)
+        if study.from_results or line["version"] == study.version:  # others are made again
+            lines[line["name"]] = line
+    return lines
+
+
+# ---- what the studies read from lines ----
+
+
+def checkpoint(run, number=-1):
+    """A run's last checkpoint, or the one of a number from 0, as compare names it."""
+    return f"{run['name']}/checkpoint-{run['points'][number]['step']:06d}"
+
+
+def against(study, pairs, split="validation"):
+    """The lines of comparisons: pairs is a list of (checkpoint, checkpoint or "SFT")."""
+    prompts = study.test if split == "test" else study.prompts
+    todos = []
+    for a, b in pairs:
+        name = f"{split}: {a} : {b}"
+        todos.append(dict(name=name, a=a, b=b, split=split, where=where(study, prompts)))
+    return gather(study, compare, todos)
+
+
+def win_rates(study, runs, rival, number=-1):
+    """Win rates over rival of the runs' last checkpoints, or of those of a number, [runs]."""
+    pairs = [(checkpoint(run, number), rival) for run in runs]
+    return column(against(study, pairs), "win_rate")
+
+
+def sweep(study, losses, offline=False):
+    """The runs of a tau sweep, {loss: [line by rising tau]}."""
+    todos = []
+    for loss in losses:
+        for tau in sorted(GRID[loss][: study.taus]):
+            todos.append(cell(study, loss, tau, offline=offline))
+    found = {loss: [] for loss in losses}
+    for line in gather(study, run_cell, todos):
+        found[line["loss"]].append(line)
+    return found
+
+
+def column(lines, key):
+    """One number of every line, [lines]: of runs, points, curves or comparisons."""
+    return np.array([line[key] for line in lines])
+
+
+def plot(study, name, panels):
+    """Writes results/NAME.png, and its numbers to the screen.
+
+    panels:
+        list of (title, x label, y label, {label: (xs, ys)}), as job.report.plot's.
+    """
+    for title, _, _, series in panels:
+        for label, (xs, ys) in series.items():
+            points = [f"{x:.3g}: {y:.3f}" for x, y in zip(xs, ys, strict=True)]
+            print(f"{name}, {title}, {label}: {', '.join(points)}")
+    suffix = "" if study.scale == "full" else f"-{study.scale}"
+    job.report.plot(os.path.join(study.results, f"{name}{suffix}.png"), panels)
+
+
+# ---- the command line of a study ----
+
+
+def parse(module, doc, names, argv):
+    """The options of a study. names: its parts; a study of one part is not asked which."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    if len(names) > 1:
+        add("names", nargs="*", metavar="NAME", help=f"{', '.join(names)} (default: all of them)")
+    add(
+        "--scale",
+        default="full",
+        choices=list(SCALES),
+        help="(default full: 1 hour 30 min on 2 cores for everything)",
+    )
+    add(
+        "--from-results",
+        action="store_true",
+        help="draw from the lines that are there; run nothing",
+    )
+    add("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    add("--results", default="results", help="folder of the lines and pictures (default results)")
+    add(
+        "--runs",
+        default="runs/experiments",
+        help="folder of the policies (default runs/experiments)",
+    )
+    options = parser.parse_args(argv)
+    options.names = getattr(options, "names", None) or list(names)
+    for name in options.names:
+        if name not in names:
+            parser.error(f"{name}: no such part; take one of {', '.join(names)}")
+    return options
+
+
+def main(module, doc, parts, argv=None):
+    """Runs a study's parts, all or those that the command line names; returns the exit status.
+
+    module:
+        the study's name, such as studies.table2.
+    doc:
+        what --help says of it.
+    parts:
+        {name: function of the study}.
+    """
+    study = SimpleNamespace(**vars(parse(module, doc, parts, argv)))
+    vars(study).update(SCALES[study.scale], version=job.versions.version(), shared={})
+    study.path = os.path.join(study.results, f"{study.scale}.jsonl")
+    study.folder = os.path.join(study.runs, f"{study.scale}-{study.version}")
+    policies.quiet()
+    # Two processes of one thread use two cores better than two threads. The first job starts them.
+    study.pool = concurrent.futures.ProcessPoolExecutor(
+        study.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    )
+    try:
+        study.lines = read_lines(study)
+        if not study.from_results:
+            study.shared = prepare(study)
+        os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")  # in those processes
+        for name in study.names:
+            parts[name](study)
+    except (ValueError, OSError) as error:
+        print(f"{module}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{module}: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        # What runs is waited for, what has not begun is dropped.
+        study.pool.shutdown(cancel_futures=True)
+    return 0
