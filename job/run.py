@@ -275,9 +275,13 @@ def locked(path, holder=None):
 @contextlib.contextmanager
 def signals(handle):
     """Ctrl-C and SIGTERM call handle(number) inside."""
+
+    def came(number, _frame):
+        handle(number)
+
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, lambda number, _frame: handle(number))
+        before[number] = signal.signal(number, came)
     try:
         yield
     finally:
