@@ -8,7 +8,7 @@ Run: python train.py --loss ipo_md                   (the built-in task, on a CP
      python train.py --loss ipo_md --steps 1 --show  (one step in text and numbers)
      python train.py --loss ipo_md --policy gpt2 --comparisons my.jsonl
 A killed run goes on with --resume, bit for bit (job/run.py).
-Left out: learning-rate schedules, several epochs over one batch of samples, several processes.
+Left out: several epochs over one batch of samples, several processes.
 """
 
 import math
@@ -69,10 +69,21 @@ def align(run, options, method, task, policy, reference, preference, judge):
             pairs = (prompt, y, y_other, label)
             if options.show and step == 0:
                 report.show_pairs(options, method, task.tokenizer, policy, reference, *pairs)
+            optimizer.param_groups[0]["lr"] = rate_at(options, step)
             with run.evidence(step, *pairs):  # kept in a file if the loss is not finite
                 numbers = update(options, method, policy, reference, optimizer, *pairs)
         run.log(step, numbers)
     run.log(options.steps, evaluate.validate(policy, reference, judge, task))
+
+
+def rate_at(options, step):
+    """The learning rate of a step: a line up in --warm-up steps, times the fall of --decay."""
+    rise = 1.0
+    if step < options.warm_up:
+        rise = (step + 1) / options.warm_up
+    done = step / options.steps
+    fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return options.lr * rise * fall[options.decay]
 
 
 def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):

@@ -135,7 +135,19 @@ def add_method_options(add):
     )
     add("--offline", action="store_true", help="learn from the recorded comparisons")
     add("--steps", type=whole, default=200, help="alignment steps (default 200)")
-    add("--lr", type=positive, default=5e-4, help="alignment's learning rate (default 5e-4)")
+    add("--lr", type=positive, help="alignment's highest learning rate; default: the method's RATE")
+    add(
+        "--decay",
+        default="none",
+        choices=("none", "linear", "cosine"),
+        help="how the rate falls to 0 at the last step (default none: it stays)",
+    )
+    add(
+        "--warm-up",
+        type=whole,
+        default=0,
+        help="steps in which the rate rises in a line to --lr (default 0)",
+    )
     add("--batch-size", type=positive_whole, default=32, help="prompts a step (default 32)")
     add(
         "--micro-batch-size",
@@ -244,6 +256,8 @@ def complete(options):
 
     if options.tau is None:
         options.tau = method.TAU
+    if options.lr is None:
+        options.lr = method.RATE
     if options.beta is None:
         options.beta = getattr(method, "BETA", 0.0)
     if options.device == "auto":

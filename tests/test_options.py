@@ -24,6 +24,7 @@ import torch
 from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, OFFLINE, PAIR, log_ratio_gap
 
 TAU = 0.5
+RATE = 1e-3
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, margin=1.0, power=1):
@@ -96,6 +97,7 @@ def test_defaults_are_the_methods():
     for name in method_names():
         options, method = parse(["--loss", name]), find_method(name)
         assert options.tau == method.TAU and options.beta == getattr(method, "BETA", 0.0)
+        assert options.lr == method.RATE
     given = parse(["--loss", "ipo_md", "--tau", "0.3", "--beta", "0"])
     assert (given.tau, given.beta) == (0.3, 0.0)
 

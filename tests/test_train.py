@@ -226,6 +226,35 @@ def test_a_step_learns_from_the_policy_alone():
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
+def test_the_rate_by_hand():
+    """A line up in the warm-up, times a fall that ends at 0 behind the last step."""
+    options = parsed("--lr", "0.8", "--steps", "8", "--decay", "linear", "--warm-up", "4")
+    rates = [train.rate_at(options, step) for step in range(8)]
+    assert rates == pytest.approx([0.2, 0.35, 0.45, 0.5, 0.4, 0.3, 0.2, 0.1], rel=1e-12)
+    options = parsed("--lr", "0.8", "--steps", "4", "--decay", "cosine")
+    half = 0.5**0.5
+    expected = [0.8, 0.4 * (1 + half), 0.4, 0.4 * (1 - half)]
+    assert [train.rate_at(options, step) for step in range(4)] == pytest.approx(expected, rel=1e-12)
+    options = parsed("--lr", "0.8", "--steps", "4", "--decay", "none", "--warm-up", "0")
+    assert [train.rate_at(options, step) for step in range(4)] == [0.8] * 4
+
+
+def test_the_rate_is_the_steps(monkeypatch):
+    """align gives the optimiser the rate of every step before it steps."""
+    rates, task = [], data.BuiltIn(0)
+    start = policies.build("tiny", task.tokenizer, 128, 0)
+    step = torch.optim.AdamW.step
+
+    def recorded(self):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    options = parsed("--steps", "4", "--lr", "1e-3", "--decay", "linear", "--warm-up", "2")
+    align(Clock(0, 1, 3), options, task, copy.deepcopy(start), start, no_preference)
+    assert rates == pytest.approx([0.5e-3, 0.75e-3, 0.25e-3], rel=1e-12)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     """A NaN label is noticed before the weights are.
 
