@@ -1,0 +1,98 @@
+"""Which learning rate: how much is its peak, how much its fall, how much the warm-up?
+
+  factors    IPO-MD at every combination of peak, fall and warm-up
+  methods    every method at the same peaks, falling in a line after ten steps of warm-up
+Each run has the default's steps and tau and is judged on 500 validation prompts, one sample each:
+the default is chosen here, and the gates (studies/gates.py) hold it on test prompts of new seeds.
+Run: python -m studies.rates                  (about 25 min on 2 cores)
+     python -m studies.rates --from-results   (prints the tables from the lines of results/ alone)
+"""
+
+import contextlib
+import io
+import os
+import sys
+
+import job.options
+import train
+from studies import runs
+
+PEAKS = (5e-4, 1e-3, 2e-3, 4e-3)
+PROMPTS = 500
+WARM_UP = 10
+
+
+def cell(study, loss, peak, decay, warm_up, seed=0):
+    """A run to do, by its rate; tau, beta and the stages are the defaults."""
+    argv = ["--loss", loss, "--lr", str(peak), "--decay", decay, "--warm-up", str(warm_up)]
+    argv += ["--seed", str(seed), "--steps", str(study.steps), "--save-every", str(study.steps)]
+    argv += ["--keep", "1", "--eval-prompts", "20", *study.stages]
+    prompts = PROMPTS if study.scale == "full" else study.prompts
+    return dict(
+        name=f"rate: {loss} {peak:g} {decay} warm-up {warm_up} seed {seed}",
+        loss=loss,
+        peak=peak,
+        decay=decay,
+        warm_up=warm_up,
+        seed=seed,
+        argv=argv,
+        where=runs.where(study, prompts),
+    )
+
+
+def run_rate(todo):
+    """Runs a cell. Returns its line: the final policy against the start on validation prompts."""
+    there = todo["where"]
+    folder = todo["name"].replace(": ", "-").replace(" ", "-")
+    stages = os.path.join(there["folder"], "stages")
+    out = os.path.join(there["folder"], folder)
+    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.run_job(job.options.parse(argv))
+    pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
+    line = {name: value for name, value in todo.items() if name != "where"}
+    return line | runs.compare(pair)
+
+
+def table(lines):
+    """Prints the lines, a row a run."""
+    print("| method | peak | decay | warm-up | seed | win rate (se) | KL | length | distinct |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for line in lines:
+        where = f"| {runs.NAMES[line['loss']]} | {line['peak']:g} | {line['decay']} "
+        where += f"| {line['warm_up']} | {line['seed']} "
+        rate = f"| {line['win_rate']:.3f} ({line['win_rate_se']:.3f}) "
+        print(f"{where}{rate}| {line['kl']:.2f} | {line['length']:.1f} | {line['distinct']:.3f} |")
+
+
+def factors(study):
+    """IPO-MD: each factor of the rate against the others."""
+    cells = []
+    for decay in ("none", "linear"):
+        for warm_up in (0, WARM_UP):
+            for peak in PEAKS:
+                cells.append(cell(study, "ipo_md", peak, decay, warm_up))
+    for peak in PEAKS:
+        cells.append(cell(study, "ipo_md", peak, "cosine", WARM_UP))
+    table(runs.gather(study, run_rate, cells))
+
+
+def methods(study):
+    """Every method at the same four peaks: an equal budget of runs."""
+    cells = []
+    for loss in runs.NAMES:
+        for peak in PEAKS:
+            cells.append(cell(study, loss, peak, "linear", WARM_UP))
+    table(runs.gather(study, run_rate, cells))
+
+
+PARTS = dict(factors=factors, methods=methods)
+
+
+def main(argv=None):
+    """The command; returns the exit status."""
+    return runs.main("studies.rates", __doc__, PARTS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
