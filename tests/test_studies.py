@@ -287,6 +287,15 @@ def test_gates_are_counted(capsys):
     assert missed == ["b", "d"]
 
 
+def test_gates_of_all_runs_by_hand():
+    """Means of 0.81 and 0.80, the worst 0.04 and 0.06 below.
+
+    The first passes both, the second none.
+    """
+    assert gates.show(gates.all_runs_gates([0.83, 0.84, 0.77])) == 0
+    assert gates.show(gates.all_runs_gates([0.83, 0.84, 0.74])) == 2
+
+
 def test_task_gates_by_hand():
     """One post whose three summaries are a cycle, of 1, 3 and 11 words (summaries.py's head)."""
     post = "my car broke . lost our door . sold the dog . found a key . her hat smells . one boat"
