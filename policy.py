@@ -9,6 +9,8 @@ Run: python policy.py    (a response scored token by token)
 Shapes: B rows, P prompt columns, T response columns.
 """
 
+import functools
+import inspect
 import logging
 import os
 from typing import NamedTuple
@@ -351,6 +353,12 @@ def raise_precision(x):
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+@functools.cache
+def arguments(kind):
+    """The names that the forward pass of a class of models takes."""
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
 def run_model(model, ids, mask, positions, keep, cache=None):
     """Logits of the model's own forward pass: one path for sampling and for scoring.
 
@@ -370,14 +378,16 @@ def run_model(model, ids, mask, positions, keep, cache=None):
 
     Returns [B, K, vocabulary], in float32 or the model's precision if that is higher.
     """
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=keep,
-    ).logits
+    given = dict(input_ids=ids, attention_mask=mask.long(), use_cache=cache is not None)
+    takes = arguments(type(model))
+    if "position_ids" in takes:
+        given["position_ids"] = positions
+    if cache is not None:
+        given["past_key_values"] = cache
+    if "logits_to_keep" in takes:
+        return raise_precision(model(**given, logits_to_keep=keep).logits)
+    logits = model(**given).logits
+    logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
     return raise_precision(logits)
 
 

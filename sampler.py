@@ -4,33 +4,37 @@ The mixture's law (arXiv 2403.08635, section 5.1), one token at a time, C a cons
     log q(. | x, y_<n) = (1-beta) log pi(. | x, y_<n) + beta log pi_ref(. | x, y_<n) + C.
 Temperature 1 and the full vocabulary: what the losses assume is what is drawn. How far this law is
 from the theory's mixture of whole responses: `python enumerated.py`, every response counted.
-Left out: temperature, top-k, top-p, beam search; architectures other than GPT-2.
+A model runs its own forward pass, so any decoder of transformers will do whose cache holds keys and
+values. On a CPU the two models run side by side.
+Left out: temperature, top-k, top-p, beam search; recurrent models, whose state a pad would change.
 Run: python sampler.py    (two laws, their mixtures, and draws from them to check by hand)
 
 Shapes: N prompts, B = N times the responses of each, R of the B rows, P prompt columns, T response
-columns, V vocabulary, L layers, H heads, D head width.
+columns, V vocabulary, H heads, D head width.
 """
 
 import copy
+from functools import partial
 
 import torch
-from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import policy as policies
+import side_by_side
 
 
 class Stream:
     """One model decoding some of the B rows, with keys and values of its own.
 
-    They are preallocated, [2, L, R, H, P + T, D]. A cache that the two models share would be
-    fast and wrong: each model reads the other's keys.
+    A cache that the two models share would be fast and wrong: each model reads the other's keys.
     """
 
     def __init__(self, model, rows, weight, prompt, max_tokens):
         """Runs each prompt once; its keys and values are copied to every row drawn from it.
 
         model:
-            a GPT-2.
+            a causal language model of transformers. ValueError if new_cache refuses it.
         rows:
             [R] int64, which of the B rows it serves; row r has prompt r % N.
         weight:
@@ -45,87 +49,105 @@ class Stream:
         self.weight = weight[rows, None]
         ids, mask = prompt
         count, width = ids.shape
-        causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        # A pad attends to itself: a row of the softmax with nothing in it would be NaN, and reach
-        # others through its value.
-        itself = torch.eye(width, dtype=torch.bool, device=ids.device)
-        visible = causal & (mask[:, None] | itself)  # [N, P, P]
-        cache = empty_cache(model, count, width)
-        logits = forward(model, ids, policies.positions(mask), cache, 0, visible[:, None])
+        cache = new_cache(model)
+        # The last column only: with left padding it is every row's last token.
+        logits = policies.run_model(model, ids, mask, policies.positions(mask), 1, cache)
 
         source = rows % count  # all first responses come before all second ones
-        self.logits = logits[source]
-        self.cache = empty_cache(model, len(rows), width + max_tokens)
-        self.cache[..., :width, :] = cache[:, :, source]
+        self.logits = logits[source, -1]
+        self.cache = spread(cache, source, max_tokens)
         # Two clocks: the columns of the cache count pads, the positions of the text do not.
         self.length = width
         self.position = mask.sum(1)[source]
-        self.visible = None  # without pads a token may look everywhere, and attention is faster
-        if not mask.all():
-            room = torch.ones(len(rows), max_tokens, dtype=torch.bool, device=ids.device)
-            visible = torch.cat([mask[source], room], 1)
-            self.visible = visible[:, None, None]  # for every head and the one new token
+        # Made once, and cut at every token to the columns that there are: a pad of the prompt stays
+        # out of sight, and every token that is fed is seen by those after it.
+        room = torch.ones(len(rows), max_tokens, dtype=torch.bool, device=ids.device)
+        self.mask = torch.cat([mask[source], room], 1)
 
     def advance(self, tokens):
         """Feeds one more token to each row, tokens [B]; self.logits [R, V] then follow it."""
-        visible = self.visible
-        if visible is not None:
-            visible = visible[..., : self.length + 1]  # the new token sees itself, too
         ids = tokens[self.rows, None]
+        mask = self.mask[:, : self.length + 1]  # the new token sees itself, too
         position = self.position[:, None]
-        self.logits = forward(self.model, ids, position, self.cache, self.length, visible)
+        logits = policies.run_model(self.model, ids, mask, position, 1, self.cache)
+        self.logits = logits[:, -1]
         self.length += 1
         self.position = self.position + 1
 
 
-def empty_cache(model, rows, length):
-    """Room for a model's keys and values, [2, L, rows, H, length, D], in its precision."""
-    config = model.config
-    size = config.n_embd // config.n_head
-    shape = (2, config.n_layer, rows, config.n_head, length, size)
-    return torch.empty(shape, device=model.device, dtype=model.dtype)
+def new_cache(model):
+    """An empty cache for a model, one layer for each of its own that attends.
 
-
-def forward(model, ids, positions, cache, start, visible):
-    """GPT-2 over N new tokens a row, whose keys and values are written into the cache.
-
-    model:
-        a GPT-2.
-    ids, positions:
-        [B, N] int64, the tokens and their places in the text, pads not counted.
-    cache:
-        [2, L, B, H, at least start + N, D], keys and values; its columns start to start + N are
-        overwritten.
-    start:
-        the number of columns that the cache holds.
-    visible:
-        [B, 1, N, start + N], True where a token may look; None for everywhere.
-
-    Returns the logits after the last token, [B, V], float32 or the model's precision if higher.
+    Raises ValueError, in one line, for a model that keeps anything but keys and values: a recurrent
+    state has read the padding, and no mask takes it out again.
     """
-    body = model.transformer
-    heads = model.config.n_head
-    x = body.wte(ids) + body.wpe(positions)
-    rows, count, width = x.shape
-    stop = start + count
-    for block, (keys, values) in zip(body.h, cache.unbind(1), strict=True):
-        # One matrix makes all three; heads go before columns, as attention wants them.
-        projected = block.attn.c_attn(block.ln_1(x))
-        projected = projected.view(rows, count, 3, heads, -1)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
-        keys[:, :, start:stop] = key
-        values[:, :, start:stop] = value
-        # The columns from stop on are not written yet: attention must not see them.
-        seen = F.scaled_dot_product_attention(
-            query, keys[:, :, :stop], values[:, :, :stop], visible
-        )
-        seen = seen.transpose(1, 2).reshape(rows, count, width)
-        x = x + block.attn.c_proj(seen)
-        hidden = F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")
-        x = x + block.mlp.c_proj(hidden)
-    # The head at the last column only: with left padding it is every row's last token.
-    logits = model.lm_head(body.ln_f(x[:, -1]))
-    return policies.raise_precision(logits)
+    name = type(model).__name__
+    if "past_key_values" not in policies.arguments(type(model)):
+        raise ValueError(f"{name}: cannot be sampled: it keeps no keys and values (recurrent?)")
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        # The exact types: a subclass may keep a recurrent state besides.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            kind = type(layer).__name__
+            raise ValueError(
+                f"{name}: cannot be sampled: it keeps more than keys and values: {kind}"
+            )
+    return cache
+
+
+def spread(cache, source, more):
+    """A cache of N prompts as one of R rows, with room for more columns; returned, and changed.
+
+    cache:
+        a DynamicCache that holds the prompts' P columns.
+    source:
+        [R] int64, which prompt each row goes on from.
+    more:
+        the number of columns to come.
+    """
+    for index, layer in enumerate(cache.layers):
+        layer.reorder_cache(source)
+        # A sliding window keeps few columns and forgets; only what keeps all of them needs room.
+        if type(layer) is DynamicLayer:
+            cache.layers[index] = LayerWithRoom(layer, more)
+    return cache
+
+
+class LayerWithRoom(DynamicLayer):
+    """A layer's keys and values [R, H, columns, D] with room: new columns are written in place.
+
+    The library's own layer copies all that it holds for every token, to make it one column longer.
+    """
+
+    def __init__(self, layer, more):
+        """layer: a DynamicLayer that holds the prompts. more: the number of columns to come."""
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.all_keys = with_room(layer.keys, more)
+        self.all_values = with_room(layer.values, more)
+        self.show(layer.keys.shape[2])
+
+    def show(self, length):
+        """Makes the first columns what the layer holds; those after them are not written yet."""
+        self.keys = self.all_keys[:, :, :length]
+        self.values = self.all_values[:, :, :length]
+
+    def update(self, keys, values, *args, **kwargs):
+        """Appends columns, [R, H, new, D] each. Returns all keys and all values so far."""
+        start = self.get_seq_length()
+        stop = start + keys.shape[2]
+        self.all_keys[:, :, start:stop] = keys
+        self.all_values[:, :, start:stop] = values
+        self.show(stop)
+        return self.keys, self.values
+
+
+def with_room(columns, more):
+    """A copy of [R, H, columns, D] with more columns after them, which hold anything."""
+    rows, heads, length, size = columns.shape
+    room = columns.new_empty(rows, heads, length + more, size)
+    room[:, :, :length] = columns
+    return room
 
 
 @torch.no_grad()
@@ -133,7 +155,7 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
     """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
 
     policy, reference:
-        GPT-2s; a reference of weight 0 may be None.
+        causal language models of one vocabulary; a reference of weight 0 may be None.
     prompt:
         policy.Tokens of N prompts, [N, P], padded left.
     beta:
@@ -165,11 +187,12 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
     if uniforms.shape != (max_tokens, rows):  # one column would be broadcast to every row
         raise ValueError(f"uniforms: {list(uniforms.shape)}, expected {[max_tokens, rows]}")
     uniforms = uniforms.to(device)
-    streams = []
+    starts = []
     for model, share in ((policy, 1 - weight), (reference, weight)):
         if share.any():  # beta = 0 never runs the reference, beta = 1 never the policy
             served = share.nonzero()[:, 0]
-            streams.append(Stream(lower(model), served, share, prompt, max_tokens))
+            starts.append(partial(Stream, lower(model), served, share, prompt, max_tokens))
+    streams = side_by_side.run(starts, device)
     ids = torch.full((rows, max_tokens), end, device=device)
     mask = torch.zeros(rows, max_tokens, dtype=torch.bool, device=device)
     running = torch.ones(rows, dtype=torch.bool, device=device)
@@ -183,8 +206,8 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
         asked = device.type == "cpu" or step % 16 == 15
         if step + 1 == max_tokens or (asked and not running.any()):
             break
-        for stream in streams:
-            stream.advance(token)
+        # The models meet at every token only, in mix: until then neither waits for the other.
+        side_by_side.run([partial(stream.advance, token) for stream in streams], device)
     longest = int(mask.sum(1).max())
     return ids[:, :longest], mask[:, :longest], ~running
 

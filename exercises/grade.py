@@ -37,6 +37,7 @@ REFERENCE = (
     "slic",
     "rl",
     "policy",
+    "side_by_side",
     "sampler",
     "enumerated",
 )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import sampler
+import policy as policies
 from studies import bench
 
 OPTIONS = SimpleNamespace(
@@ -29,13 +29,13 @@ def test_exactness_is_measured(monkeypatch):
     """Below 1e-6 as it is; above 1e-5 when a cached token takes the position after its own."""
     policy = bench.build(OPTIONS, 0)
     assert bench.exactness(OPTIONS, policy) < 1e-6
-    forward = sampler.forward
+    run_model = policies.run_model
 
-    def one_too_far(model, ids, positions, *rest):
+    def one_too_far(model, ids, mask, positions, *rest):
         decoding = ids.shape[1] == 1
-        return forward(model, ids, positions + decoding, *rest)
+        return run_model(model, ids, mask, positions + decoding, *rest)
 
-    monkeypatch.setattr(sampler, "forward", one_too_far)
+    monkeypatch.setattr(policies, "run_model", one_too_far)
     assert bench.exactness(OPTIONS, policy) > 1e-5
 
 

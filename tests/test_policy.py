@@ -46,10 +46,12 @@ def test_a_known_bigram_law():
     """
     table = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.7, 0.2], [0.6, 0.15, 0.25]], dtype=torch.float64)
 
-    def bigram(input_ids, logits_to_keep, **_):
-        logits = table.log() + 3.0  # + 3: logits are not normalised
-        return SimpleNamespace(logits=logits[input_ids][:, logits_to_keep])
+    class Bigram(torch.nn.Module):
+        def forward(self, input_ids, logits_to_keep, **_):
+            logits = table.log() + 3.0  # + 3: logits are not normalised
+            return SimpleNamespace(logits=logits[input_ids][:, logits_to_keep])
 
+    bigram = Bigram()
     prompt, response = batch([[1, 2], [1]], [[1, 2, END], [2]])
     each = token_log_probs(bigram, prompt, response).exp()
     # 1 after 2, 2 after 1, end after 2

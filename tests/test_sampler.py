@@ -1,6 +1,7 @@
 """The sampler against exact enumeration and a slow sampler without a cache; what it must not do."""
 
 import math
+import threading
 from collections import Counter
 from types import SimpleNamespace
 
@@ -194,13 +195,13 @@ def test_work_done(pair, monkeypatch):
     short = constant_gpt2([5.0, 0.0, 0.0])  # ends soon: 0.99 a token
     models = [*pair, short]
     calls = []
-    forward = sampler.forward
+    run_model = policies.run_model
 
     def record(model, ids, *rest):
         calls.append((models.index(model), *ids.shape))
-        return forward(model, ids, *rest)
+        return run_model(model, ids, *rest)
 
-    monkeypatch.setattr(sampler, "forward", record)
+    monkeypatch.setattr(policies, "run_model", record)
     ids, _, finished = sampler.sample(*pair, left(PROMPTS), (0.0, 0.3), seeded(4), 9)
     steps = ids.shape[1] - 1
     assert calls == [(0, 3, 4), (1, 3, 4)] + [(0, 6, 1), (1, 3, 1)] * steps
@@ -373,10 +374,36 @@ def test_autocast_casts_the_weights_once(pair):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             lowered = sampler.lower(model)
             streams.append(sampler.Stream(lowered, torch.arange(3), weight, prompt, 2))
-    assert [stream.cache.dtype for stream in streams] == [torch.bfloat16, torch.float32]
+    kept = [stream.cache.layers[0].keys.dtype for stream in streams]
+    assert kept == [torch.bfloat16, torch.float32]
     assert model.dtype == torch.float32
     laws = [torch.log_softmax(stream.logits, -1) for stream in streams]
     assert 1e-6 < (laws[0] - laws[1]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("beta", [0.3, (0.0, 0.3)], ids=str)
+def test_side_by_side_changes_no_draw(pair, beta, monkeypatch):
+    """Two threads, a model each, draw what one draws, and score it to 1e-12.
+
+    Two threads are used.
+    """
+    names, run_model = set(), policies.run_model
+
+    def record(model, *rest):
+        names.add(threading.current_thread().name)
+        return run_model(model, *rest)
+
+    monkeypatch.setattr(policies, "run_model", record)
+    draws = []
+    try:
+        for threads in (1, 2):
+            names.clear()
+            torch.set_num_threads(threads)
+            draws.append(rows(sampler.sample(*pair, left(PROMPTS * 5), beta, seeded(3), 9)))
+            assert len(names) == threads and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert draws[0] == draws[1]
 
 
 def test_draw_by_hand():

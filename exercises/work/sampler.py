@@ -39,7 +39,7 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
     """Responses drawn token by token from pi^(1-beta) pi_ref^beta, renormalised at every token.
 
     policy, reference:
-        GPT-2s; a reference of weight 0 may be None.
+        causal language models of one vocabulary; a reference of weight 0 may be None.
     prompt:
         policy.Tokens of N prompts, [N, P], padded left.
     beta:

@@ -1,0 +1,98 @@
+"""Two passes at the same time: their values, modes, errors, and processes made by fork."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+import side_by_side
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_values_in_order_on_two_threads(two_threads):
+    """Both run at once.
+
+    Each waits for the other at a barrier, which one after the other would break.
+    """
+    barrier = threading.Barrier(2, timeout=10)
+
+    def work(value):
+        barrier.wait()
+        return value, torch.get_num_threads()
+
+    assert side_by_side.run([lambda: work("a"), lambda: work("b")], "cpu") == [("a", 1), ("b", 1)]
+    assert torch.get_num_threads() == 2, "the caller keeps its own number"
+
+
+def test_one_thread_or_one_work_stays_where_it_is(two_threads):
+    def here():
+        return threading.current_thread()
+
+    assert side_by_side.run([here], "cpu") == [here()]
+    torch.set_num_threads(1)
+    assert side_by_side.run([here, here], "cpu") == [here()] * 2
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "autocast", "inference"])
+def test_modes_are_the_callers(two_threads, mode):
+    """grad, autocast and inference mode are kept by each thread: they must be handed over."""
+    context = {
+        "no_grad": torch.no_grad(),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+        "inference": torch.inference_mode(),
+    }[mode]
+    weight = torch.ones(2, 2, requires_grad=True)
+
+    def work():
+        product = weight @ weight
+        return product.requires_grad, product.dtype, product.is_inference()
+
+    with context:
+        expected = work()
+        assert side_by_side.run([work, work], "cpu") == [expected] * 2
+    assert side_by_side.run([work, work], "cpu") == [work()] * 2 != [expected] * 2
+
+
+def test_gradients_pass_through(two_threads):
+    """A loss of two passes on two threads has the gradient of one after the other, to the bit."""
+
+    def gradient(threads):
+        torch.set_num_threads(threads)
+        weight = torch.arange(6.0, dtype=torch.float64).view(2, 3).requires_grad_()
+        one, two = side_by_side.run([lambda: weight.sin().sum(), lambda: weight.exp().sum()], "cpu")
+        (one * two).backward()
+        return weight.grad
+
+    assert torch.equal(gradient(1), gradient(2))
+
+
+def test_an_error_is_raised_after_both_have_ended(two_threads):
+    ended = []
+
+    def fails():
+        raise FloatingPointError("wrong")
+
+    def works():
+        ended.append(True)
+
+    with pytest.raises(FloatingPointError, match="wrong"):
+        side_by_side.run([fails, works], "cpu")
+    assert ended
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_threads_of_its_own(two_threads):
+    """A pool that a child took over from its parent would have no threads, and wait for ever."""
+    assert side_by_side.run([lambda: 1, lambda: 2], "cpu") == [1, 2]
+    child = os.fork()
+    if child == 0:
+        found = side_by_side.run([lambda: 1, lambda: 2], "cpu")
+        os._exit(0 if found == [1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
