@@ -9,6 +9,7 @@ Run: python evaluate.py A B [--judge panel|FOLDER] [--prompts FILE]    (A, B: po
 import argparse
 import os
 import sys
+from functools import partial
 
 import job  # noqa: F401  before torch: it sets how torch's threads wait
 
@@ -20,6 +21,7 @@ import data
 import policy as policies
 import preference_model
 import sampler
+import side_by_side
 from job import report
 from policy import Tokens
 
@@ -61,13 +63,9 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     for step in range(-(-count // chunk)):  # rounded up
         prompt = task.prompts(split, step, chunk).rows(slice(0, count - step * chunk))
         prompt = prompt.to(policy.device)
-        # Two streams: with the same uniforms equal policies would give equal responses, and p = 1/2
-        # for free.
-        y, finished = answer(policy, task, prompt, data.generator(seed, f"{split} policy", step))
-        y_other, _ = answer(other, task, prompt, data.generator(seed, f"{split} other", step))
+        y, finished, y_other = answer_both(policy, other, task, prompt, seed, split, step)
         wins.append(judge(prompt, y, y_other))
-        log_pi = policies.log_prob(policy, prompt, y)
-        log_ratios.append(log_pi - policies.log_prob(other, prompt, y))
+        log_ratios.append(log_ratio(policy, other, prompt, y))
         lengths.append(y.lengths().float())
         lengths_other.append(y_other.lengths().float())
         ended.append(finished.float())
@@ -97,10 +95,26 @@ def validate(policy, reference, judge, task):
     return {name: numbers[name] for name in names}
 
 
-def answer(model, task, prompt, generator):
-    """A model's responses to prompts: (Tokens, finished [B])."""
-    ids, mask, finished = sampler.sample(model, None, prompt, 0.0, generator, task.max_response)
-    return Tokens(ids, mask), finished
+def answer_both(policy, other, task, prompt, seed, split, step):
+    """Both models' responses to prompts: policy's Tokens, finished [B], the other's Tokens."""
+
+    def answer(model, name):
+        # Two streams: with the same uniforms equal policies would give equal responses, and
+        # p = 1/2 for free.
+        rng = data.generator(seed, f"{split} {name}", step)
+        ids, mask, finished = sampler.sample(model, None, prompt, 0.0, rng, task.max_response)
+        return Tokens(ids, mask), finished
+
+    works = [partial(answer, policy, "policy"), partial(answer, other, "other")]
+    (y, finished), (y_other, _) = side_by_side.run(works, policy.device)
+    return y, finished, y_other
+
+
+def log_ratio(policy, other, prompt, y):
+    """log pi(y)/pi_other(y) of responses, nats, [B]."""
+    works = [partial(policies.log_prob, model, prompt, y) for model in (policy, other)]
+    log_pi, log_other = side_by_side.run(works, policy.device)
+    return log_pi - log_other
 
 
 def mean(parts):

@@ -12,6 +12,7 @@ Shapes: B rows, P prompt columns, T response columns.
 import functools
 import inspect
 import logging
+import math
 import os
 from typing import NamedTuple
 
@@ -93,6 +94,22 @@ def start_as_copier(model):
     angle = position * 1000.0 ** (-torch.arange(half) / half)
     model.transformer.wpe.weight.copy_(torch.cat([angle.sin(), angle.cos()], 1) * std)
     return model
+
+
+def rate_at(step, options):
+    """The alignment's learning rate: a line up in --warm-up steps, times the fall of --decay.
+
+    step:
+        from 0 to options.steps - 1.
+    options:
+        lr, the highest rate; steps, warm_up and decay, "none", "linear" or "cosine".
+    """
+    rise = 1.0
+    if step < options.warm_up:
+        rise = (step + 1) / options.warm_up
+    done = step / options.steps
+    fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return options.lr * rise * fall[options.decay]
 
 
 def minimise(groups, loss, steps, label, max_norm=1.0):

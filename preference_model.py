@@ -16,6 +16,7 @@ Shapes: B pairs or responses, T response columns, F features a token, D width of
 import copy
 import json
 import os
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import policy as policies
+import side_by_side
 from data import Comparisons
 
 
@@ -102,7 +104,11 @@ class PreferenceModel(nn.Module):
         Returns [B, D]. A sum over tokens, not a mean: how much was said, and how many words it
         took, is what annotators compare.
         """
-        return (self.token(features) * mask[..., None]).sum(1) / 2
+        # The network runs on real tokens only: more than half of a batch is padding.
+        tokens = self.token(features[mask])
+        rows = mask.nonzero()[:, 0]
+        total = tokens.new_zeros(len(mask), tokens.shape[1])
+        return total.index_add(0, rows, tokens) / 2
 
     def compare_vectors(self, vector, vector_other):
         """log p(y > y') / p(y' > y) of two responses read before; for the reward r(y) - r(y').
@@ -130,9 +136,12 @@ class PreferenceModel(nn.Module):
 
         Returns [B], float32 or higher.
         """
-        vector = self.embed(self.features(prompt, y), y.mask)
-        vector_other = self.embed(self.features(prompt, y_other), y_other.mask)
-        return self.compare_vectors(vector, vector_other)
+        sides = [partial(self.read, prompt, y), partial(self.read, prompt, y_other)]
+        return self.compare_vectors(*side_by_side.run(sides, prompt.ids.device))
+
+    def read(self, prompt, response):
+        """One vector a response, [B, D], from its tokens."""
+        return self.embed(self.features(prompt, response), response.mask)
 
     def forward(self, prompt, y, y_other):
         """p(y > y' | x), [B] in [0, 1], float32 or higher. Arguments as logit."""

@@ -14,6 +14,7 @@ Left out: several epochs over one batch of samples, several processes.
 import math
 import sys
 import time
+from functools import partial
 
 import job.run  # before torch: it sets how torch's threads wait
 
@@ -26,6 +27,7 @@ import data
 import evaluate
 import policy as policies
 import sampler
+import side_by_side
 from job import report, stages
 from job.options import find_method, parse, precision
 from policy import Tokens
@@ -69,21 +71,11 @@ def align(run, options, method, task, policy, reference, preference, judge):
             pairs = (prompt, y, y_other, label)
             if options.show and step == 0:
                 report.show_pairs(options, method, task.tokenizer, policy, reference, *pairs)
-            optimizer.param_groups[0]["lr"] = rate_at(options, step)
+            optimizer.param_groups[0]["lr"] = policies.rate_at(step, options)
             with run.evidence(step, *pairs):  # kept in a file if the loss is not finite
                 numbers = update(options, method, policy, reference, optimizer, *pairs)
         run.log(step, numbers)
     run.log(options.steps, evaluate.validate(policy, reference, judge, task))
-
-
-def rate_at(options, step):
-    """The learning rate of a step: a line up in --warm-up steps, times the fall of --decay."""
-    rise = 1.0
-    if step < options.warm_up:
-        rise = (step + 1) / options.warm_up
-    done = step / options.steps
-    fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return options.lr * rise * fall[options.decay]
 
 
 def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):
@@ -102,22 +94,17 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
     for begin in range(0, count, size):
         part = slice(begin, begin + size)
         x, first, second = prompt.rows(part), y.rows(part), y_other.rows(part)
-        logp = policies.log_prob(policy, x, first)  # a sum over tokens, with gradient
-        logp_other = ref_logp_other = None  # of an opponent that is not learned from
-        if method.LEARNS_FROM == 2:
-            logp_other = policies.log_prob(policy, x, second)
-        with torch.no_grad():  # pi_ref is a constant of the loss
-            ref_logp = policies.log_prob(reference, x, first)
-            if method.LEARNS_FROM == 2:
-                ref_logp_other = policies.log_prob(reference, x, second)
-        value = method.loss(
-            logp, logp_other, ref_logp, ref_logp_other, label[part], options.tau, **options.set
+        sides = (first, second)[: method.LEARNS_FROM]  # an opponent may be not learned from
+        logp, ref_logp = side_by_side.run(
+            [partial(score, policy, x, sides), partial(score_reference, reference, x, sides)],
+            options.device,
         )
+        value = method.loss(*logp, *ref_logp, label[part], options.tau, **options.set)
         # The global count: a mean of means over uneven parts would weight them wrongly.
         (value.sum() / count).backward()
         # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
-        log_ratio += (logp - ref_logp).detach().sum().item() / count
+        log_ratio += (logp[0] - ref_logp[0]).detach().sum().item() / count
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # not clipped
     if not (math.isfinite(loss) and math.isfinite(norm)):  # before the weights take it in
         advice = "lower --lr or raise --tau"
@@ -131,6 +118,17 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         same=policies.same_rows(y, y_other).float().mean().item(),
         length=y.lengths().float().mean().item(),
     )
+
+
+def score(model, prompt, sides):
+    """[log pi(y), log pi(y')] of the sides learned from, [B] each: sums over tokens; else None."""
+    logp = [policies.log_prob(model, prompt, side) for side in sides]
+    return logp if len(logp) == 2 else [*logp, None]
+
+
+@torch.no_grad()  # pi_ref is a constant of the loss
+def score_reference(reference, prompt, sides):
+    return score(reference, prompt, sides)
 
 
 def draw_pairs(pair, policy, reference, prompt, beta, generator, max_tokens):

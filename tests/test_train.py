@@ -229,14 +229,16 @@ def test_a_step_learns_from_the_policy_alone():
 def test_the_rate_by_hand():
     """A line up in the warm-up, times a fall that ends at 0 behind the last step."""
     options = parsed("--lr", "0.8", "--steps", "8", "--decay", "linear", "--warm-up", "4")
-    rates = [train.rate_at(options, step) for step in range(8)]
+    rates = [policies.rate_at(step, options) for step in range(8)]
     assert rates == pytest.approx([0.2, 0.35, 0.45, 0.5, 0.4, 0.3, 0.2, 0.1], rel=1e-12)
     options = parsed("--lr", "0.8", "--steps", "4", "--decay", "cosine")
     half = 0.5**0.5
     expected = [0.8, 0.4 * (1 + half), 0.4, 0.4 * (1 - half)]
-    assert [train.rate_at(options, step) for step in range(4)] == pytest.approx(expected, rel=1e-12)
+    assert [policies.rate_at(step, options) for step in range(4)] == pytest.approx(
+        expected, rel=1e-12
+    )
     options = parsed("--lr", "0.8", "--steps", "4", "--decay", "none", "--warm-up", "0")
-    assert [train.rate_at(options, step) for step in range(4)] == [0.8] * 4
+    assert [policies.rate_at(step, options) for step in range(4)] == [0.8] * 4
 
 
 def test_the_rate_is_the_steps(monkeypatch):
