@@ -13,7 +13,7 @@ import torch
 
 PAIR = ("policy", "policy")  # who draws y and y'
 TAU = 0.03  # the default: for summed log-probabilities, by a sweep on the built-in task
-RATE = 5e-4  # the default of --lr
+RATE = 2e-3  # the default of --lr, by studies/rates.py
 LABEL = "preference"  # a pair's label is p(y > y'); "reward" would be the gap r(y) - r(y')
 LEARNS_FROM = 2  # responses of the pair whose log-probability carries a gradient
 OFFLINE = True  # it may also learn from recorded pairs

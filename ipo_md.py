@@ -15,7 +15,7 @@ from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, gradient_scale, loss, target_ga
 
 PAIR = ("mixture", "mixture")  # who draws y and y': both, or it is Nash-MD's sampling
 TAU = 0.03  # the default, as for IPO
-RATE = 5e-4  # the default of --lr
+RATE = 2e-3  # the default of --lr, by studies/rates.py
 BETA = 0.125  # the default weight of the reference in the mixture: one of the paper's two
 OFFLINE = False  # recorded pairs are from no mixture
 

@@ -14,7 +14,7 @@ from ipo_md import mixture
 
 PAIR = ("policy", "mixture")  # who draws y and y'
 TAU = 0.03  # the default: for summed log-probabilities, by a sweep on the built-in task
-RATE = 5e-4  # the default of --lr
+RATE = 5e-4  # the default of --lr, by studies/rates.py
 BETA = 0.125  # the default weight of the reference in the mixture: the paper's
 LABEL = "preference"  # a pair's label is p(y > y')
 LEARNS_FROM = 1  # y alone: the opponent's log-probability is not needed

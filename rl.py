@@ -14,7 +14,7 @@ import torch
 from ipo import PAIR, log_ratio_gap  # noqa: F401  sampled as IPO is
 
 TAU = 0.2  # the default: for summed log-probabilities, by a sweep on the built-in task
-RATE = 5e-4  # the default of --lr
+RATE = 1e-3  # the default of --lr, by studies/rates.py
 LABEL = "reward"  # a pair's label is the gap r(y) - r(y') of a reward model
 LEARNS_FROM = 2  # each response is the other's baseline
 OFFLINE = False  # the score-function gradient is right for the policy's own samples only

@@ -138,15 +138,15 @@ def add_method_options(add):
     add("--lr", type=positive, help="alignment's highest learning rate; default: the method's RATE")
     add(
         "--decay",
-        default="none",
-        choices=("none", "linear", "cosine"),
-        help="how the rate falls to 0 at the last step (default none: it stays)",
+        default="linear",
+        choices=("linear", "cosine", "none"),
+        help="how the rate falls to 0 behind the last step; none: it stays (default linear)",
     )
     add(
         "--warm-up",
         type=whole,
-        default=0,
-        help="steps in which the rate rises in a line to --lr (default 0)",
+        default=10,
+        help="steps in which the rate rises in a line to --lr (default 10)",
     )
     add("--batch-size", type=positive_whole, default=32, help="prompts a step (default 32)")
     add(

@@ -7,7 +7,7 @@ and which. Moving or renaming code changes none, so what was kept is used again.
 VERSIONS = {
     "supervised": 1,  # the built-in task's posts, the supervised policy
     "preference": 1,  # votes, the preference model, the reward, the judge
-    "alignment": 1,  # pairs, labels, losses, the step
+    "alignment": 2,  # pairs, labels, losses, the step, its rate
     "measure": 1,  # the panel, evaluation
 }
 

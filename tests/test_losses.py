@@ -69,17 +69,18 @@ def test_table_1():
 
 
 def test_defaults():
-    """TAU, BETA (None: the file has none), LABEL, OFFLINE: the results were made with these."""
+    """TAU, RATE, BETA (None: the file has none), LABEL, OFFLINE: the default runs' own."""
     table = {
-        ipo: (0.03, None, "preference", True),
-        ipo_md: (0.03, 0.125, "preference", False),
-        nash_md: (0.03, 0.125, "preference", False),
-        dpo: (0.2, None, "preference", True),
-        slic: (0.1, None, "preference", True),
-        rl: (0.2, None, "reward", False),
+        ipo: (0.03, 2e-3, None, "preference", True),
+        ipo_md: (0.03, 2e-3, 0.125, "preference", False),
+        nash_md: (0.03, 5e-4, 0.125, "preference", False),
+        dpo: (0.2, 2e-3, None, "preference", True),
+        slic: (0.1, 2e-3, None, "preference", True),
+        rl: (0.2, 1e-3, None, "reward", False),
     }
     for method, row in table.items():
-        found = method.TAU, getattr(method, "BETA", None), method.LABEL, method.OFFLINE
+        beta = getattr(method, "BETA", None)
+        found = method.TAU, method.RATE, beta, method.LABEL, method.OFFLINE
         assert found == row, method.__name__
 
 
