@@ -1,9 +1,11 @@
-"""The policy: a GPT-2 of transformers, built or loaded, its tokenizer and its log-probabilities.
+"""The policy: a causal language model, built or loaded, its tokenizer and its log-probabilities.
 
+A GPT-2 is built; what is loaded may be any architecture of transformers whose log-probabilities
+depend neither on padding, nor on later tokens, nor on its cache: load tries it out.
 Prompts are padded on the left and responses on the right, both as Tokens (ids and mask), so that
 every response begins in one column. Masks come from positions and lengths, never from comparing ids
-with the pad id: GPT-2 pads with its end-of-text token.
-Left out: other architectures (sampler.py runs GPT-2's layers itself), adapters, quantisation.
+with the pad id: padding is with the end-of-text token.
+Left out: adapters, quantisation, encoders, recurrent models.
 Run: python policy.py    (a response scored token by token)
 
 Shapes: B rows, P prompt columns, T response columns.
@@ -11,6 +13,7 @@ Shapes: B rows, P prompt columns, T response columns.
 
 import functools
 import inspect
+import json
 import logging
 import math
 import os
@@ -22,12 +25,15 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import cached_file
 
 SIZES = {
     "tiny": dict(n_layer=2, n_head=4, n_embd=128),
@@ -144,15 +150,15 @@ def minimise(groups, loss, steps, label, max_norm=1.0):
 
 
 def load(source):
-    """A policy and its tokenizer: (GPT2LMHeadModel in eval mode and float32, tokenizer).
+    """A policy and its tokenizer: (causal language model in eval mode and float32, tokenizer).
 
     source:
         a local folder or a hub name.
 
     Dropout is off whatever the folder asks for. Only safetensors are read: a pickle may run code
-    when it is opened. Raises ValueError with what to do, in one line: where there is no such
-    folder, a file is missing or damaged, the architecture is another, or the tokenizer does not
-    fit.
+    when it is opened. Nor is code in the folder run, and nobody is asked whether it may. Raises
+    ValueError with what to do, in one line: where there is no such folder, a file is missing or
+    damaged, the model is not a causal one that padding leaves alone, or the tokenizer does not fit.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not os.path.isdir(source):
@@ -161,41 +167,228 @@ def load(source):
             "give a folder with config.json and model.safetensors, or a hub name"
         )
     try:
-        model = load_weights(source)
+        model = load_weights(source, load_config(source))
         tokenizer = load_tokenizer(source)
-        if len(tokenizer) > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}"
-            )
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{source}: cannot load a policy: {first_line(error)}; "
-            "without network give a local folder"
-        ) from None
-    if not isinstance(model, GPT2LMHeadModel):
-        raise ValueError(
-            f"{source}: is a {type(model).__name__}; only GPT-2 policies are supported"
-        )
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = tokenizer.eos_token_id
+        known = known_ids(model, tokenizer)
+        check_law(model, known)
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        SafetensorError,
+    ) as error:
+        advice = "" if os.path.isdir(source) else "; without network give a local folder"
+        raise ValueError(f"{source}: cannot load a policy: {first_line(error)}{advice}") from None
+    mask_ids(model, unknown_ids(model, known))
+    ends = all_ends(model, tokenizer, known)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends
+        config.pad_token_id = tokenizer.eos_token_id
     return model.eval(), tokenizer
 
 
-def load_weights(source):
-    """The model of a folder or hub name, every weight of it read."""
+def load_config(source):
+    """The config of a folder or hub name, without dropout. Raises ValueError for what is left out.
+
+    source:
+        a local folder or a hub name.
+    """
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = dict(quantised).get("quant_method", "an unknown method")
+        raise ValueError(f"the model is quantised ({method}); give its plain weights")
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder model; give a decoder alone")
+    drop_nothing(config)
+    # The same function as gelu_new, in one pass over memory, not eight.
+    if getattr(config, "activation_function", None) == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"
+    return config
+
+
+def drop_nothing(config):
+    """Sets every probability of dropout in a config to 0, whatever it calls it, in place.
+
+    GPT-2 has resid_pdrop, OPT layerdrop, Llama attention_dropout. With any of them the step-0
+    log-ratio is not 0, and the loss does not see what was sampled.
+    """
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, name, type(value)(0))  # some configs insist on an int
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            drop_nothing(part)
+
+
+def load_weights(source, config):
+    """The model of a folder or hub name, every weight of it read.
+
+    source:
+        a local folder or a hub name.
+    config:
+        as load_config returns it.
+    """
+    refuse_pickles(source, config)
     model, found = AutoModelForCausalLM.from_pretrained(
         source,
+        config=config,
         use_safetensors=True,
+        trust_remote_code=False,
         dtype=torch.float32,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        activation_function="gelu_pytorch_tanh",
         output_loading_info=True,
     )
     if found["missing_keys"]:  # transformers would go on with random numbers in their place
         raise ValueError(f"the weights lack {min(found['missing_keys'])}")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # written into the architecture, not its config
+    # Many models keep the pad's embedding from learning. End-of-text is our pad, and a token.
+    model.get_input_embeddings().padding_idx = None
     return model
+
+
+def refuse_pickles(source, config):
+    """Raises ValueError if an index of weights names a file that is not of safetensors."""
+    indices = ["model.safetensors.index.json"]
+    named = getattr(config, "transformers_weights", None)  # a config may name an index of its own
+    if named and named.endswith(".json"):
+        indices.append(named)
+    for index in indices:
+        path = cached_file(source, index, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            continue
+        with open(path, encoding="utf-8") as file:
+            files = json.load(file)["weight_map"].values()
+        for name in sorted(files):
+            if not name.endswith(".safetensors"):
+                raise ValueError(f"{index} names {name}, a pickle; give the weights as safetensors")
+
+
+def known_ids(model, tokenizer):
+    """The ids that a tokenizer has, ascending. Raises ValueError if one is not the model's."""
+    known = sorted(tokenizer.get_vocab().values())
+    rows = vocabulary(model)
+    if known[-1] >= rows:
+        raise ValueError(
+            f"the tokenizer has {known[-1] + 1} entries, the model {rows}; "
+            "give the tokenizer that belongs to it"
+        )
+    return known
+
+
+def vocabulary(model):
+    """How many ids a model has a logit for, the tokenizer's and any that pad its embedding."""
+    return model.get_output_embeddings().weight.shape[0]
+
+
+def unknown_ids(model, known):
+    """The model's ids that are not among the known ones, as a list."""
+    return sorted(set(range(vocabulary(model))) - set(known))
+
+
+def mask_ids(model, unknown):
+    """Makes ids impossible for a model, in sampling and in scoring: run_model's logits are -inf.
+
+    model:
+        changed in place.
+    unknown:
+        list of ids. Embeddings are often padded to a round number of rows, which the tokenizer has
+        no text for; a loss that thinks them possible is not of the law that was sampled.
+    """
+    if unknown:
+        mask = torch.zeros(vocabulary(model), dtype=torch.bool, device=model.device)
+        mask[unknown] = True
+        # Goes where the model goes, but into no file: it follows from the tokenizer.
+        model.register_buffer("impossible", mask, persistent=False)
+
+
+def all_ends(model, tokenizer, known):
+    """The ids any of which ends a response, the tokenizer's own first, as a list.
+
+    A list in generation_config names more of them, such as the end of a chat turn. A single id in
+    it says nothing: transformers writes one for every architecture, whatever the tokenizer.
+    """
+    ends = [tokenizer.eos_token_id]
+    named = model.generation_config.eos_token_id
+    if isinstance(named, list):
+        for token in named:
+            if token in known and token not in ends:
+                ends.append(token)
+    return ends
+
+
+def end_tokens(model):
+    """The ids any of which ends a response, as a list. The first is what records end with."""
+    ends = model.config.eos_token_id
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+def context(model):
+    """The most tokens of prompt and response together: an int, or infinity if there is no limit."""
+    config = model.config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings"):
+        found = getattr(config, name, None)
+        if found is not None:
+            return found
+    return math.inf
+
+
+@torch.no_grad()
+def check_law(model, known):
+    """Raises ValueError if what a model says depends on what it must not depend on.
+
+    model:
+        tried out on a few tokens, in train mode; it ends in eval mode.
+    known:
+        ids of its tokenizer, ascending.
+
+    No list of architectures: encoders look at later tokens, a recurrent model's state runs through
+    the pads, some caches lose tokens, and some layers are random in training.
+    """
+    model.train()
+    a, b, c, d, e = (known[round(part * (len(known) - 1) / 4)] for part in range(5))
+    rows = pad([[a, b, c, d], [a, b, c, e], [c, d]], "left", a)
+    ids, mask = rows
+    place = positions(mask)
+    logp = log_law(model, ids, mask, place)
+    again = log_law(model, ids, mask, place)
+    alone = log_law(model, ids[2:, 2:], mask[2:, 2:], place[2:, 2:])
+    spread = logp[mask].std()  # of a model that says much the same always, any change is small
+
+    def differ(one, other):
+        # Not >: a NaN differs from everything.
+        return not (one - other).abs().max() <= 1e-3 * spread
+
+    if not torch.equal(logp[mask], again[mask]):
+        problem = "are random in training"
+    elif differ(logp[0, :3], logp[1, :3]):
+        problem = "depend on later tokens: it is no causal language model"
+    elif differ(logp[2:, 2:], alone):
+        problem = "change with padding"
+    elif differ(logp[:, 3:], through_cache(model, ids, mask, place)):
+        problem = "change when its cache is used"
+    else:
+        model.eval()
+        return
+    raise ValueError(f"its log-probabilities {problem}; give another model")
+
+
+def log_law(model, ids, mask, place, cache=None):
+    """log pi(. | prefix) at every column, [B, N, V]. Arguments as run_model."""
+    logits = run_model(model, ids, mask, place, ids.shape[1], cache)
+    return torch.log_softmax(logits, -1)
+
+
+def through_cache(model, ids, mask, place):
+    """log_law at the last column, [B, 1, V], the others being read into a cache before."""
+    cache = DynamicCache(config=model.config)
+    log_law(model, ids[:, :-1], mask[:, :-1], place[:, :-1], cache)
+    return log_law(model, ids[:, -1:], mask, place[:, -1:], cache)
 
 
 def load_tokenizer(source):
@@ -207,7 +400,7 @@ def load_tokenizer(source):
     Raises ValueError if it cannot be read, is empty or has no end-of-text token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         vocabulary = os.path.join(source, "vocab.json")
         if not (os.path.isdir(source) and os.path.exists(vocabulary)):
@@ -226,6 +419,16 @@ def load_tokenizer(source):
         )
     tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
+
+
+def opening(tokenizer):
+    """What a tokenizer puts before a text by itself, as a list: its BOS id, or nothing."""
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    added = tokenizer.encode("a")
+    # Compared with the text behind it: an end-of-text put behind a text may have the same id.
+    if added[:1] == [tokenizer.bos_token_id] and added[1 : len(plain) + 1] == plain:
+        return added[:1]
+    return []
 
 
 def quiet():
@@ -370,12 +573,6 @@ def raise_precision(x):
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-@functools.cache
-def arguments(kind):
-    """The names that the forward pass of a class of models takes."""
-    return frozenset(inspect.signature(kind.forward).parameters)
-
-
 def run_model(model, ids, mask, positions, keep, cache=None):
     """Logits of the model's own forward pass: one path for sampling and for scoring.
 
@@ -393,26 +590,59 @@ def run_model(model, ids, mask, positions, keep, cache=None):
     cache:
         what the model keeps of earlier columns; it grows by N. None for none.
 
-    Returns [B, K, vocabulary], in float32 or the model's precision if that is higher.
+    Returns [B, K, vocabulary], in float32 or the model's precision if that is higher; -inf for ids
+    that the tokenizer lacks.
     """
-    given = dict(input_ids=ids, attention_mask=mask.long(), use_cache=cache is not None)
-    takes = arguments(type(model))
-    if "position_ids" in takes:
-        given["position_ids"] = positions
-    if cache is not None:
-        given["past_key_values"] = cache
-    if "logits_to_keep" in takes:
-        return raise_precision(model(**given, logits_to_keep=keep).logits)
-    logits = model(**given).logits
-    logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
-    return raise_precision(logits)
+    return logits_of(model, forward(model, ids, mask, positions, keep, cache), keep)
+
+
+def forward(model, ids, mask, positions, keep, cache=None, states=False):
+    """The output of a model's forward pass. Arguments as run_model.
+
+    states:
+        True for every layer's hidden states, too.
+    """
+    given = dict(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=keep,
+    )
+    taken = {}
+    for name, value in given.items():
+        # Not every architecture takes all: one without position ids counts by the mask itself.
+        if name in arguments(getattr(type(model), "forward", model)):
+            taken[name] = value
+    if states:
+        taken["output_hidden_states"] = True
+    return model(**taken)
+
+
+@functools.cache
+def arguments(function):
+    """The names of a function's arguments. Kept: looking takes as long as a small layer."""
+    return frozenset(inspect.signature(function).parameters)
+
+
+def logits_of(model, output, keep):
+    """The logits that run_model returns, from forward's output. Arguments as run_model."""
+    logits = output.logits
+    if "logits_to_keep" not in arguments(getattr(type(model), "forward", model)):
+        logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+    logits = raise_precision(logits)
+    impossible = getattr(model, "impossible", None)
+    if impossible is not None:
+        logits = logits.masked_fill(impossible, -math.inf)
+    return logits
 
 
 def log_prob(model, prompt, response):
     """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled.
 
     model:
-        a GPT-2, the policy or the reference.
+        the policy or the reference.
     prompt:
         Tokens [B, P], padded on the left.
     response:
@@ -428,7 +658,7 @@ def token_log_probs(model, prompt, response):
     """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False.
 
     model:
-        a GPT-2, the policy or the reference.
+        the policy or the reference.
     prompt:
         Tokens [B, P], padded on the left.
     response:

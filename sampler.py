@@ -82,7 +82,7 @@ def new_cache(model):
     state has read the padding, and no mask takes it out again.
     """
     name = type(model).__name__
-    if "past_key_values" not in policies.arguments(type(model)):
+    if "past_key_values" not in policies.arguments(type(model).forward):
         raise ValueError(f"{name}: cannot be sampled: it keeps no keys and values (recurrent?)")
     cache = DynamicCache(config=model.config)
     for layer in cache.layers:
