@@ -1,6 +1,6 @@
 """The pairwise preference model p(y > y' | x), and the Bradley-Terry reward beside it.
 
-A copy of the supervised GPT-2 reads prompt and response once. A small network looks at every
+A copy of the supervised policy reads prompt and response once. A small network looks at every
 response token (its hidden state, its embedding, the log-probability the model gave it, whether it
 occurs in the prompt and whether it is a repetition) and its results are summed to one vector a
 response. A second network compares two vectors in both orders: logit p = g(e, e') - g(e', e). So
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import policy as policies
 import side_by_side
@@ -34,7 +34,7 @@ class PreferenceModel(nn.Module):
     """p(y > y' | x) of two responses to a prompt: preference(prompt, y, y_other).
 
     body:
-        a GPT2LMHeadModel, the supervised policy. It is copied.
+        a causal language model, the supervised policy. It is copied.
     pairwise:
         False for the Bradley-Terry reward.
     """
@@ -43,10 +43,13 @@ class PreferenceModel(nn.Module):
         super().__init__()
         self.body = copy.deepcopy(body)
         self.pairwise = pairwise
-        width = body.config.n_embd
+        # The head's own input says how wide the last hidden state is; some models' embeddings are
+        # narrower, and no two configs call the widths the same.
+        width = body.get_output_embeddings().weight.shape[1]
+        embedded = body.get_input_embeddings().weight.shape[1]
         # Hidden state and embedding, and three numbers: see features.
         self.token = nn.Sequential(
-            nn.Linear(2 * width + 3, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(width + embedded + 3, width), nn.GELU(), nn.Linear(width, width)
         )
         inputs = 2 * width if pairwise else width
         self.compare = nn.Sequential(
@@ -65,17 +68,23 @@ class PreferenceModel(nn.Module):
         """
         mask = torch.cat([prompt.mask, response.mask], 1)
         begin = prompt.ids.shape[1]
-        states = self.body.transformer(
-            input_ids=torch.cat([prompt.ids, response.ids], 1),
-            attention_mask=mask.long(),
-            position_ids=policies.positions(mask),
-            use_cache=False,
-        ).last_hidden_state
+        columns = torch.arange(begin - 1, mask.shape[1] - 1, device=mask.device)
+        output = policies.forward(
+            self.body,
+            torch.cat([prompt.ids, response.ids], 1),
+            mask,
+            policies.positions(mask),
+            keep=columns,
+            states=True,
+        )
         # A token's own state is in its column, its probability in the column before.
-        logits = policies.raise_precision(self.body.lm_head(states[:, begin - 1 : -1]))
+        states = output.hidden_states[-1][:, begin:]
+        logits = policies.logits_of(self.body, output, columns)
         surprise = F.cross_entropy(
             logits.flatten(0, 1), response.ids.flatten(), reduction="none"
         ).view(*response.ids.shape, 1)
+        # A pad may be an id that is impossible: infinity times a mask's 0 is no number.
+        surprise = surprise.masked_fill(~response.mask[..., None], 0.0)
         # Whether a word stands in the post is the heart of a summary; a narrow model takes hours of
         # votes to find it out. Pads are no words of the post, whatever their id: hence the masks.
         ids = response.ids[:, :, None]
@@ -84,8 +93,8 @@ class PreferenceModel(nn.Module):
         repeated = repeated.tril(-1)  # of an earlier token: each token equals itself
         return torch.cat(
             [
-                policies.raise_precision(states[:, begin:]),
-                self.body.transformer.wte(response.ids),
+                policies.raise_precision(states),
+                self.body.get_input_embeddings()(response.ids),
                 surprise,
                 in_prompt.any(2, keepdim=True),
                 repeated.any(2, keepdim=True),
@@ -268,14 +277,24 @@ def save(model, folder):
     Raises OSError or safetensors' SafetensorError where they cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
-    weights = {}
-    for name, value in model.state_dict().items():
-        if name != "body.lm_head.weight":  # tied to the embedding, which is there already
-            weights[name] = value.contiguous()
-    save_file(weights, os.path.join(folder, "model.safetensors"))
+    save_file(own_weights(model), os.path.join(folder, "model.safetensors"))
     config = dict(pairwise=model.pairwise, body=model.body.config.to_dict())
+    impossible = getattr(model.body, "impossible", None)
+    if impossible is not None:
+        config["impossible"] = impossible.nonzero()[:, 0].tolist()
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file, indent=1, default=str)
+
+
+def own_weights(model):
+    """The state dict without tied weights' second names: an output head that is the embedding."""
+    weights = {}
+    places = set()
+    for name, value in model.state_dict().items():
+        if value.data_ptr() not in places:
+            places.add(value.data_ptr())
+            weights[name] = value.contiguous()
+    return weights
 
 
 def load(folder):
@@ -290,17 +309,38 @@ def load(folder):
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
-        model = PreferenceModel(GPT2LMHeadModel(GPT2Config(**config["body"])), config["pairwise"])
+        model = PreferenceModel(untrained(config["body"]), config["pairwise"])
+        policies.mask_ids(model.body, config.get("impossible", []))
         weights = load_file(os.path.join(folder, "model.safetensors"))
+        tied = model.state_dict().keys() - own_weights(model).keys()
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        if unexpected or missing != ["body.lm_head.weight"]:
+        if unexpected or set(missing) != tied:
             raise KeyError(f"unexpected weights {unexpected or missing}")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise ValueError(
             f"{folder}: not a preference model's folder: {policies.first_line(error)}"
         ) from None
-    model.body.tie_weights()
     return model.eval().requires_grad_(False)
+
+
+def untrained(config):
+    """A causal language model with random weights in float32.
+
+    config:
+        a dict as its config's to_dict returns it.
+    """
+    kind = type(AutoConfig.for_model(config["model_type"]))
+    return AutoModelForCausalLM.from_config(
+        kind.from_dict(config), dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def worked_example():
