@@ -1,7 +1,6 @@
 """Where prompts, demonstrations and comparisons come from: the built-in task, or records.
 
-Records are files or data sets on the hub. Both sources answer the same three questions, so that
-train.py does not care which one it has:
+Records are files or data sets on the hub. Both sources answer the same three questions:
   demos(step, count)                     (prompt, response): what the supervised policy imitates
   prompts(split, step, count)            prompt, for the splits align, validation and test
   comparisons(role, step, count, model)  Comparisons: pairs of responses and the odds of their votes

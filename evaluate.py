@@ -23,6 +23,7 @@ import preference_model
 import sampler
 import side_by_side
 from job import report
+from job.options import fail
 from policy import Tokens
 
 
@@ -127,6 +128,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = fail  # one line without the usage
     add = parser.add_argument
     add("a", help="policy folder, or a run's folder")
     add("b", help="the policy it is compared with")
@@ -219,12 +221,12 @@ def compare(options):
 
 def main(argv=None):
     """Compares two policy folders; returns the exit status."""
-    options = parse(argv)
     policies.quiet()
     try:
+        options = parse(argv)
         numbers, kept, judge, tokenizer = compare(options)
-    except ValueError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: error: {policies.first_line(error)}", file=sys.stderr)
         return 2
     print(report.samples(kept, judge, tokenizer, 3))
     for name, value in numbers.items():

@@ -48,13 +48,12 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau):
-    """The h at which a pair's loss is smallest, nats: the kink on the winner's side, [B].
+def target_gap(preference, tau, *, margin=1.0):
+    """The h of a pair's smallest loss, nats: the kink on the winner's side, margin/tau, [B].
 
-    +1/tau for p above 1/2 and -1/tau below, at the margin 1; 0 for p = 1/2, where the loss is flat
-    between the kinks.
+    0 for p = 1/2, where the loss is flat between the kinks.
     """
-    return (preference - 0.5).sign() / tau
+    return (preference - 0.5).sign() * margin / tau
 
 
 def worked_example():

@@ -2,7 +2,7 @@
 
 data -> supervised policy (= reference = start) -> preference model -> align -> evaluate -> folder.
 `align` is App. B's algorithms in one: a method's file says who draws and what a pair costs.
-The stages before it depend neither on --loss nor on --seed and are used again (job/stages.py).
+The stages before it do not depend on --seed, nor on --loss but for rl's reward, and are used again.
 
 Run: python train.py --loss ipo_md                   (the built-in task, on a CPU, without network)
      python train.py --loss ipo_md --steps 1 --show  (one step in text and numbers)
@@ -58,9 +58,9 @@ def align(run, options, method, task, policy, reference, preference, judge):
         with precision(options):
             if step % every == 0:
                 run.log(step, evaluate.validate(policy, reference, judge, task))
-            if options.offline:  # eq 10: pairs and votes are read, not drawn and asked for
+            if options.offline:  # eq 10: pairs of the data, which the policy had no part in
                 prompt, y, y_other, label = recorded_pairs(options, task, reference, step)
-            else:  # eq 11: y, y' ~ SG[pi], or from the mixture (section 5), as PAIR says
+            else:  # eq 11's pairs: y, y' ~ SG[pi], or the mixture (section 5), as PAIR says
                 prompt = task.prompts("align", step, options.batch_size).to(options.device)
                 # From seed and step alone: no random state, and all methods see equal uniforms.
                 rng = data.generator(options.seed, "sample", step)
@@ -75,7 +75,8 @@ def align(run, options, method, task, policy, reference, preference, judge):
             with run.evidence(step, *pairs):  # kept in a file if the loss is not finite
                 numbers = update(options, method, policy, reference, optimizer, *pairs)
         run.log(step, numbers)
-    run.log(options.steps, evaluate.validate(policy, reference, judge, task))
+    with precision(options):
+        run.log(options.steps, evaluate.validate(policy, reference, judge, task))
 
 
 def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):
@@ -99,6 +100,7 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
             [partial(score, policy, x, sides), partial(score_reference, reference, x, sides)],
             options.device,
         )
+        # eq 10, 11 for IPO: ipo.py:loss.
         value = method.loss(*logp, *ref_logp, label[part], options.tau, **options.set)
         # The global count: a mean of means over uneven parts would weight them wrongly.
         (value.sum() / count).backward()
@@ -153,7 +155,7 @@ def draw_pairs(pair, policy, reference, prompt, beta, generator, max_tokens):
     weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in pair)
     ids, mask, _ = sampler.sample(policy, reference, prompt, weights, generator, max_tokens)
     both, count = Tokens(ids, mask), len(prompt.ids)
-    # All first responses come before all second ones.
+    # All first responses, y, come before all second ones, y'.
     return both.rows(slice(0, count)), both.rows(slice(count, None))
 
 
@@ -218,7 +220,7 @@ def main(argv=None):
         return 128 + came.args[0]
     except (ValueError, FloatingPointError) as error:
         message = str(error)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         message = report.OUT_OF_MEMORY
     except (OSError, SafetensorError) as error:
         reason = policies.first_line(error)

@@ -1,4 +1,4 @@
-"""What keeps a run safe and changes no number of it: options, folders and checkpoints, kept stages,
+"""What keeps a run safe and is not the algorithm: options, folders and checkpoints, kept stages,
 reports.
 
 Import it before torch: it sets how torch's threads wait.

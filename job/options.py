@@ -140,7 +140,7 @@ def add_method_options(add):
         "--decay",
         default="linear",
         choices=("linear", "cosine", "none"),
-        help="how the rate falls to 0 behind the last step; none: it stays (default linear)",
+        help="how the rate falls towards 0, behind the last step; none: it stays (default linear)",
     )
     add(
         "--warm-up",
@@ -154,7 +154,7 @@ def add_method_options(add):
         type=positive_whole,
         help="pairs a backward pass: less memory, the same result (default: the whole batch)",
     )
-    add("--seed", type=whole, default=0, help="of the alignment (default 0)")
+    add("--seed", type=whole, default=0, help="of the draws; --offline has none (default 0)")
 
 
 def add_data_options(add):
@@ -163,7 +163,10 @@ def add_data_options(add):
         "--comparisons",
         help="records prompt, chosen, rejected; alone, the chosen responses are the demos",
     )
-    add("--prompts", help="records prompt, to align and evaluate on (default: the demos')")
+    add(
+        "--prompts",
+        help="records prompt, to align and evaluate on (default: the demos' or comparisons')",
+    )
     add(
         "--policy",
         default="tiny",
@@ -214,7 +217,7 @@ def add_run_options(add):
     add(
         "--show",
         action="store_true",
-        help="print two prompts of the first step in text and numbers, and every step's numbers",
+        help="print two pairs of step 0 in text and numbers, and every step's numbers",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add(

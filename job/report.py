@@ -12,7 +12,7 @@ from job.run import write_json
 GOES_ON = "nothing finished is lost: the same command with --resume goes on"
 OUT_OF_MEMORY = (
     "the device's memory is full; lower --micro-batch-size, --batch-size or "
-    "--max-prompt-tokens, or take --dtype bfloat16, and add --resume"
+    "--max-prompt-tokens, or take --dtype bfloat16, and give another --out: the stages are kept"
 )
 CURVES = {
     "win_rate": "win rate against the start",
@@ -25,10 +25,12 @@ CURVES = {
 def print_method(options, method):
     """A line a run: the paper's Table 1 for its method, and the convention of its tau."""
     contrastive = "yes" if method.CONTRASTIVE else "no"
-    online = "no" if options.offline else "yes"
+    online, drawn_by = "yes", method.PAIR
+    if options.offline:
+        online, drawn_by = "no", ("records", "records")
     print(
         f"{options.loss}: contrastive {contrastive}, online {online}, "
-        f"y from the {method.PAIR[0]}, y' from the {method.PAIR[1]}; "
+        f"y from the {drawn_by[0]}, y' from the {drawn_by[1]}; "
         f"log-probabilities are sums, tau = {options.tau}, beta = {options.beta}"
     )
 
@@ -57,7 +59,7 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
     logp_other = policies.log_prob(policy, prompt, y_other)
     ref_logp_other = policies.log_prob(reference, prompt, y_other)
     h = (logp - ref_logp) - (logp_other - ref_logp_other)
-    target = method.target_gap(label, options.tau)
+    target = method.target_gap(label, options.tau, **options.set)
     loss = method.loss(
         logp, logp_other, ref_logp, ref_logp_other, label, options.tau, **options.set
     )

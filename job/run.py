@@ -132,7 +132,10 @@ class Run:
         write_json(os.path.join(unfinished, "state.json"), state)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
         publish(unfinished, path)
-        for old in checkpoints(self.options.out)[: -self.options.keep]:
+        kept = checkpoints(self.options.out)
+        # Later than this one are damaged ones, from before the run was resumed.
+        later = kept[kept.index(path) + 1 :]
+        for old in [*later, *kept[: kept.index(path) + 1][: -self.options.keep]]:
             shutil.rmtree(old)
 
     @contextlib.contextmanager
@@ -150,7 +153,7 @@ class Run:
             write_json(path, dict(pairs, step=step, label=label.tolist(), text=text))
             raise FloatingPointError(
                 f"step {step}: {error}; its prompts and responses are in {path}, "
-                "the last good weights in the last checkpoint"
+                "the weights as they were in the last checkpoint, if there is one"
             ) from None
 
 
@@ -172,10 +175,14 @@ def existing_run(options, data_hash):
     out = options.out
     path = os.path.join(out, "config.json")
     if not os.path.exists(path):
-        if os.path.isdir(out) and set(os.listdir(out)) - {LOCK}:
+        # A kill may have left the lock, or half of the first file.
+        if os.path.isdir(out) and set(os.listdir(out)) - {LOCK, "config.json.tmp"}:
             raise ValueError(f"--out {out}: is not a run's folder and not empty; give another")
         return config, None
-    other = read_json(path)
+    try:
+        other = dict(read_json(path))
+    except (ValueError, TypeError):
+        raise ValueError(f"--out {out}: its config.json is damaged; give another --out") from None
     changed = []
     for name, value in config.items():
         if other.get(name) != value:

@@ -78,6 +78,8 @@ def supervised(options, task, start, data_hash):
     names += ("max_response_tokens", "data_seed", "dtype")
     values = [getattr(options, name) for name in names]
     key = [VERSIONS["supervised"], data_hash, values]
+    if start is not None:
+        key.append(weights_hash(start))  # the folder's name says nothing of what is in it
 
     def make(folder):
         model = start
@@ -105,6 +107,15 @@ def supervised(options, task, start, data_hash):
         return policies.load(folder)[0].to(options.device)
 
     return keep_or_make(options.stages, "supervised", key, make, load)
+
+
+def weights_hash(model):
+    """SHA-256 of a model's weights, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):

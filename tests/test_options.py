@@ -87,6 +87,7 @@ def test_set_reaches_the_loss():
     assert parse(few).set == {} and parse([*few, "--set", "margin=2.5"]).set == {"margin": 2.5}
     assert first_loss(parse(few)) == pytest.approx(1.0, rel=1e-12)
     assert first_loss(parse([*few, "--set", "margin=2.5"])) == pytest.approx(2.5, rel=1e-12)
+    assert slic.target_gap(torch.tensor([0.7]), 0.5, margin=2.5).item() == 5.0
 
 
 def test_defaults_are_the_methods():

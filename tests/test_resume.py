@@ -194,6 +194,36 @@ def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     assert same(result(started), whole[1]) and not (tmp_path / "evil").exists()
 
 
+def test_a_damaged_later_checkpoint_does_not_outlive_good_ones(started):
+    """A damaged checkpoint of a later step is passed over, and removed at the next save: --keep
+    counts the good ones."""
+    assert train.main(options(started)) == 0
+    (started / "run" / "summary.json").unlink()
+    newest = started / "run" / "checkpoint-000030"
+    (newest / "state.json").write_text("{")
+    newest.rename(started / "run" / "checkpoint-000099")
+    assert train.main(options(started, "--resume")) == 0
+    assert names_of(started / "run") == ["checkpoint-000028", "checkpoint-000030"]
+
+
+def test_what_a_kill_leaves_of_the_first_file(whole, started):
+    """Half of config.json and the lock are no other things: the run begins. A damaged config.json
+    is one line."""
+    (started / "run").mkdir()
+    (started / "run" / "config.json.tmp").write_text('{"lo')
+    (started / "run" / runs.LOCK).touch()
+    assert train.main(options(started)) == 0 and same(result(started), whole[1])
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]"])
+def test_a_damaged_config(started, capsys, text):
+    (started / "run").mkdir()
+    (started / "run" / "config.json").write_text(text)
+    assert train.main(options(started)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "config.json is damaged" in error
+
+
 class Evil:
     """What a pickle can do."""
 
@@ -410,5 +440,5 @@ def test_a_full_device(started, monkeypatch, capsys):
     assert train.main(options(started)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert all(
-        word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--resume")
+        word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--out")
     )
