@@ -281,11 +281,10 @@ class Records:
         """Prompts as Tokens, cut from the left to max_prompt tokens. Those cut are added to cut."""
         rows = []
         for text in texts:
-            row = encode(self.tokenizer, text)
-            if len(row) > self.max_prompt:
+            row, was_cut = encode_prompt(self.tokenizer, text, self.max_prompt)
+            if was_cut:
                 self.cut.add(text)
-            # From the left: the end, which asks for the summary, is kept.
-            rows.append(row[-self.max_prompt :])
+            rows.append(row)
         return policies.pad(rows, "left", self.tokenizer.eos_token_id)
 
     def pad_responses(self, texts):
@@ -373,13 +372,29 @@ def choose_prompts(records, split):
 
 
 def encode(tokenizer, text):
-    """A text as a list of ids, without end-of-text.
+    """A text as a list of ids, without end-of-text, and without what the tokenizer puts around it.
 
-    One that is spelled out, or that stands for unknown characters, is left out: end-of-text says
-    that a response is finished, and text from a file must not.
+    A response is the middle of a text, so no BOS stands before it. An end-of-text that is spelled
+    out, or that stands for unknown characters, is left out: end-of-text says that a response is
+    finished, and text from a file must not.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     return [token for token in ids if token != tokenizer.eos_token_id]
+
+
+def encode_prompt(tokenizer, text, most):
+    """A prompt as ids, at most so many of them, and whether it had to be cut: (list, bool).
+
+    A tokenizer that puts a BOS before every text puts it here, once, though the text spells one
+    out and though the text is cut: such models have never read anything without.
+    """
+    opening = policies.opening(tokenizer)
+    ids = encode(tokenizer, text)
+    if opening and ids[:1] == opening:
+        ids = ids[1:]
+    begin = max(0, len(ids) - (most - len(opening)))
+    # From the left: the end, which asks for the summary, is kept.
+    return opening + ids[begin:], begin > 0
 
 
 class Prompts:
@@ -402,7 +417,7 @@ class Prompts:
     def prompts(self, split, step, count):
         """The prompts of a step as Tokens: the count that follow the first step * count."""
         texts = self.texts[step * count : (step + 1) * count]
-        rows = [encode(self.tokenizer, text)[-self.max_prompt :] for text in texts]
+        rows = [encode_prompt(self.tokenizer, text, self.max_prompt)[0] for text in texts]
         return policies.pad(rows, "left", self.tokenizer.eos_token_id)
 
 
@@ -431,7 +446,7 @@ def open_task(options):
     start = None
     if not from_scratch:
         start, tokenizer = policies.load(options.policy)
-        check_room(options, start.config.n_positions)
+        check_room(options, policies.context(start))
     elif options.tokenizer:
         tokenizer = policies.load_tokenizer(options.tokenizer)
     else:

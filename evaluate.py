@@ -172,7 +172,7 @@ def own_prompts(options, policy, other, tokenizer):
             "give a preference model's folder with --prompts"
         )
     judge = preference_model.load(options.judge)
-    positions = min(model.config.n_positions for model in (policy, other, judge.body))
+    positions = min(policies.context(model) for model in (policy, other, judge.body))
     room = positions - options.max_response_tokens
     limit = options.max_prompt_tokens or room
     if options.max_response_tokens < 1 or not 1 <= limit <= room:

@@ -175,7 +175,7 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
     """
     prompt_ids, _ = prompt
     device = prompt_ids.device
-    end = policy.config.eos_token_id
+    ends = torch.tensor(policies.end_tokens(policy), device=device)  # any of them ends a response
     betas = beta if isinstance(beta, tuple) else (beta,)
     weight = torch.tensor(betas, device=device, dtype=torch.float64)
     # All first responses before all second ones, so that row r has prompt r % N.
@@ -193,15 +193,15 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
             served = share.nonzero()[:, 0]
             starts.append(partial(Stream, lower(model), served, share, prompt, max_tokens))
     streams = side_by_side.run(starts, device)
-    ids = torch.full((rows, max_tokens), end, device=device)
+    ids = ends[:1].expand(rows, max_tokens).clone()
     mask = torch.zeros(rows, max_tokens, dtype=torch.bool, device=device)
     running = torch.ones(rows, dtype=torch.bool, device=device)
     for step in range(max_tokens):
         token = draw(mix(streams, rows), uniforms[step])
-        ids[:, step] = torch.where(running, token, end)
+        ids[:, step] = torch.where(running, token, ends[0])
         mask[:, step] = running
         # A sampled end-of-text stops the row; this is the sampler, not a mask by pad id.
-        running = running & (token != end)
+        running = running & ~torch.isin(token, ends)
         # Asking makes a GPU wait for its queue, so there it is asked every 16 tokens.
         asked = device.type == "cpu" or step % 16 == 15
         if step + 1 == max_tokens or (asked and not running.any()):

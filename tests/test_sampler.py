@@ -226,6 +226,19 @@ def test_ends_and_limits(pair):
             assert END not in response and len(response) == 5
 
 
+def test_any_of_several_ends_a_response():
+    """A law of two words and two end tokens, of which the first is the tokenizer's: a response ends
+    at either, which belongs to it; both occur, and no word follows one."""
+    model = constant_gpt2([0.0, 0.0, 0.0, 0.0])
+    model.config.eos_token_id = [END, 3]
+    ids, mask, finished = sampler.sample(model, None, left([[1]] * 60), 0.0, seeded(0), 8)
+    last = set()
+    for response, done in zip(rows((ids, mask)), finished.tolist(), strict=True):
+        assert not {END, 3} & set(response[:-1]) and done == (response[-1] in (END, 3))
+        last.add(response[-1])
+    assert {END, 3} <= last and (ids[~mask] == END).all()
+
+
 def test_an_end_in_the_prompt_ends_nothing():
     """GPT-2's pad is its end-of-text, and a prompt may hold it.
 

@@ -13,7 +13,7 @@ def token_log_probs(model, prompt, response):
     """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False.
 
     model:
-        a GPT-2, the policy or the reference.
+        the policy or the reference.
     prompt:
         Tokens [B, P], padded on the left.
     response:
@@ -28,7 +28,7 @@ def log_prob(model, prompt, response):
     """log pi(y | x): the sum over the response's tokens, end-of-text included where it was sampled.
 
     model:
-        a GPT-2, the policy or the reference.
+        the policy or the reference.
     prompt:
         Tokens [B, P], padded on the left.
     response:
