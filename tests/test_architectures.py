@@ -38,11 +38,11 @@ KINDS += ["granite", "gemma3_text"]
 PROMPTS = [[1, 2, 3, 4, 5, 1, 2], [3], [4, 4, 2]] * 4
 
 
-def tiny(kind, seed, dtype):
+def tiny(kind, seed, dtype, **changes):
     """A random model of an architecture, with dropout off."""
     drops = dict(attention_dropout=0.0, hidden_dropout=0.0, dropout=0.0, attn_pdrop=0.0)
     drops |= dict(resid_pdrop=0.0, embd_pdrop=0.0, resid_dropout=0.0)
-    given = SMALL | drops | OWN.get(kind, {})
+    given = SMALL | drops | OWN.get(kind, {}) | changes
     if kind == "falcon":
         del given["head_dim"]  # it works that out itself
     config = AutoConfig.for_model(kind, **given)
