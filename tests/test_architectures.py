@@ -6,7 +6,6 @@ steps, and the reference sampler reads every prefix alone, without padding, cach
 
 import pytest
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import policy as policies
@@ -18,7 +17,7 @@ SMALL = dict(
     hidden_size=16,
     num_hidden_layers=2,
     num_attention_heads=2,
-    num_key_value_heads=2,
+    num_key_value_heads=1,  # two heads of queries share it, where the architecture can
     intermediate_size=32,
     head_dim=8,
     max_position_embeddings=64,
@@ -125,13 +124,27 @@ def test_a_llama_draws_from_its_law():
     assert cells > 20 and square < cells + 5 * (2 * cells) ** 0.5
 
 
-def test_a_recurrent_model_is_refused():
-    """Its state runs through the padding: one line says why, before anything is drawn."""
-    config = transformers.MambaConfig(
-        vocab_size=6, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=END
-    )
-    model = transformers.MambaForCausalLM(config).eval()
+RECURRENT = {
+    "mamba": dict(state_size=4),
+    "mamba2": dict(state_size=4, num_heads=4, head_dim=8, n_groups=1),
+    "rwkv": dict(attention_hidden_size=16),
+    "jamba": dict(attn_layer_period=2, attn_layer_offset=1, num_experts=2),
+    "recurrent_gemma": dict(lru_width=16, block_types=["recurrent", "attention"]),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_recurrent_model_is_refused(kind):
+    """Its state runs through the padding: one line says why, before anything is drawn.
+
+    The last two keep keys and values in some layers and a state in others.
+    """
+    given = dict(vocab_size=6, hidden_size=16, num_hidden_layers=2, eos_token_id=END)
+    if kind in ("jamba", "recurrent_gemma"):
+        given |= dict(num_attention_heads=2, num_key_value_heads=1, intermediate_size=32)
+    config = AutoConfig.for_model(kind, **given, **RECURRENT[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
     prompt = policies.pad(PROMPTS, "left", END)
-    with pytest.raises(ValueError, match="Mamba.* cannot be sampled") as error:
+    with pytest.raises(ValueError, match=f"{type(model).__name__}: cannot be sampled") as error:
         sampler.sample(model, None, prompt, 0.0, torch.Generator().manual_seed(0), 4)
     assert "\n" not in str(error.value)

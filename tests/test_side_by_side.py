@@ -1,7 +1,12 @@
 """Two passes at the same time: their values, modes, errors, and processes made by fork."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +90,60 @@ def test_an_error_is_raised_after_both_have_ended(two_threads):
     with pytest.raises(FloatingPointError, match="wrong"):
         side_by_side.run([fails, works], "cpu")
     assert ended
+
+
+def test_an_interrupt_is_raised_after_both_have_ended(two_threads):
+    """Ctrl-C reaches the waiting caller, and one raised in a work does as well."""
+    ended = []
+
+    def interrupted():
+        # The main thread's handler raises while it waits; the work goes on to its end.
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(True)
+
+    def raises():
+        raise KeyboardInterrupt
+
+    for first in (interrupted, raises):
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side.run([first, lambda: ended.append(True)], "cpu")
+    assert len(ended) == 3
+    assert side_by_side.run([lambda: 1, lambda: 2], "cpu") == [1, 2]
+
+
+def test_a_later_thread_has_the_callers_number(two_threads):
+    """torch gives a new thread the last number set anywhere: the pool's would slow it down."""
+    side_by_side.pool.cache_clear()
+    side_by_side.run([torch.get_num_threads] * 2, "cpu")
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [2]
+
+
+def test_works_may_run_works_side_by_side(two_threads):
+    """With four threads: two works of two, and two of one in each. None waits for its own pool."""
+    torch.set_num_threads(4)
+
+    def inner():
+        return side_by_side.run([torch.get_num_threads] * 2, "cpu")
+
+    assert side_by_side.run([inner, torch.get_num_threads], "cpu") == [[1, 1], 2]
+
+
+def test_a_program_that_used_it_ends():
+    """Waiting threads hold no exit up, not even one by an error."""
+    code = """
+import torch, side_by_side
+torch.set_num_threads(2)
+side_by_side.run([int, int], "cpu")
+raise SystemExit(3)
+"""
+    root = Path(side_by_side.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60)
+    assert done.returncode == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
