@@ -94,23 +94,16 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
     loss, log_ratio = 0.0, 0.0
     for begin in range(0, count, size):
         part = slice(begin, begin + size)
-        x, first, second = prompt.rows(part), y.rows(part), y_other.rows(part)
-        sides = (first, second)[: method.LEARNS_FROM]  # an opponent may be not learned from
-        logp, ref_logp = side_by_side.run(
-            [partial(score, policy, x, sides), partial(score_reference, reference, x, sides)],
-            options.device,
-        )
-        # eq 10, 11 for IPO: ipo.py:loss.
-        value = method.loss(*logp, *ref_logp, label[part], options.tau, **options.set)
+        x, a, b = prompt.rows(part), y.rows(part), y_other.rows(part)
+        value, ratio = pair_losses(options, method, policy, reference, x, a, b, label[part])
         # The global count: a mean of means over uneven parts would weight them wrongly.
         (value.sum() / count).backward()
         # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
-        log_ratio += (logp[0] - ref_logp[0]).detach().sum().item() / count
+        log_ratio += ratio.detach().sum().item() / count
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # not clipped
     if not (math.isfinite(loss) and math.isfinite(norm)):  # before the weights take it in
-        advice = "lower --lr or raise --tau"
-        raise FloatingPointError(f"the loss is {loss} and the gradient's norm {norm}; {advice}")
+        raise FloatingPointError(f"loss {loss}, gradient norm {norm}: lower --lr or raise --tau")
     optimizer.step()
     return dict(
         loss=loss,
@@ -120,6 +113,18 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         same=policies.same_rows(y, y_other).float().mean().item(),
         length=y.lengths().float().mean().item(),
     )
+
+
+def pair_losses(options, method, policy, reference, prompt, y, y_other, label):
+    """The method's loss of every pair, and log pi(y)/pi_ref(y), nats: [B] each, unreduced."""
+    sides = (y, y_other)[: method.LEARNS_FROM]  # an opponent may be not learned from
+    logp, ref_logp = side_by_side.run(
+        [partial(score, policy, prompt, sides), partial(score_reference, reference, prompt, sides)],
+        options.device,
+    )
+    # For IPO eq 10 and 11, written out in ipo.py:loss.
+    value = method.loss(*logp, *ref_logp, label, options.tau, **options.set)
+    return value, logp[0] - ref_logp[0]
 
 
 def score(model, prompt, sides):
@@ -193,9 +198,8 @@ def run_job(options):
         judge = task.judge or stages.preference(options, task, reference, path, "judge")[0]
         policy = policies.load(path)[0].to(options.device)
         run.begins_from(path, model_path)
-        preference = (
-            model.logit if rewards else model
-        )  # of Bradley-Terry, the logit is r(y) - r(y')
+        # Of Bradley-Terry, the logit is r(y) - r(y').
+        preference = model.logit if rewards else model
         align(run, options, method, task, policy, reference, preference, judge)
         count = options.eval_prompts
         if not task.judge:

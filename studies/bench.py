@@ -347,20 +347,9 @@ def preference(step):
 
 
 def forward(step):
-    """The loss of every pair, with gradient for the policy and without for the reference."""
-    logp = log_probs(step, step.policy)
-    with torch.no_grad():
-        ref_logp = log_probs(step, step.reference)
-    options = step.options
-    return step.method.loss(*logp, *ref_logp, step.label, options.tau, **options.set)
-
-
-def log_probs(step, model):
-    """log pi(y), [B], and log pi(y'), or None if the method learns from y alone."""
-    logp = policies.log_prob(model, step.prompt, step.y)
-    if step.method.LEARNS_FROM == 1:
-        return logp, None
-    return logp, policies.log_prob(model, step.prompt, step.y_other)
+    """train.py's losses of every pair, with gradient for the policy, without for the reference."""
+    models = (step.options, step.method, step.policy, step.reference)
+    return train.pair_losses(*models, step.prompt, step.y, step.y_other, step.label)
 
 
 def backward(step):
