@@ -4,8 +4,8 @@ data -> supervised policy (= reference = start) -> preference model -> align -> 
 `align` is App. B's algorithms in one: a method's file says who draws and what a pair costs.
 The stages before it do not depend on --seed, nor on --loss but for rl's reward, and are used again.
 
-Run: python train.py --loss ipo_md                   (the built-in task, on a CPU, without network)
-     python train.py --loss ipo_md --steps 1 --show --out runs/show  (one step in numbers)
+Run: python train.py --loss ipo_md    (the built-in task, on a CPU, without network)
+     python train.py --loss ipo_md --steps 1 --show --out runs/show    (one step in numbers)
      python train.py --loss ipo_md --policy gpt2 --comparisons my.jsonl
 A killed run goes on with --resume, bit for bit (job/run.py).
 Left out: several epochs over one batch of samples, several processes.
