@@ -81,6 +81,7 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
     assert torch.cosine_similarity(other, theirs, 0) < 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.125])
 def test_exact_training_reaches_the_solved_equilibrium(w, beta):
     """From the same start, IPO(-MD) and Nash-MD-PG end below TV 1e-3 of the solved point of eq 12

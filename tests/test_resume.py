@@ -112,6 +112,7 @@ def names_of(folder):
     return [os.path.basename(path) for path in runs.checkpoints(folder)]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(whole, tmp_path):
     """SIGKILL at five random moments, one in each fifth of the run's time and so in the stages,
     too; then it is let go to its end."""

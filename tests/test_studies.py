@@ -236,6 +236,7 @@ def test_the_grid_is_extended_while_the_best_is_at_its_edge(monkeypatch):
     assert not [name for name in asked if name.startswith("ipo-") and "beta0.25" in name]
 
 
+@pytest.mark.slow
 def test_every_figure(whole, capsys, monkeypatch):
     """All the others, from the runs that there are and the ones they add."""
     monkeypatch.setattr(runs, "NAMES", ALL)

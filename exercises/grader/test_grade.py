@@ -62,6 +62,7 @@ def log_ratio_gap(*_):
 """
 
 
+@pytest.mark.slow
 def test_a_loop_and_a_crash_cost_their_exercise(tmp_path):
     """Exercise 1 is right, 2 loops for ever, 5 takes the process with it, 6 cannot be parsed.
 
