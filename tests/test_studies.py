@@ -151,6 +151,7 @@ def test_entries_by_hand():
     assert deviation == pytest.approx(np.array(expected))
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=12):
     """Stopped at a line's writing, which leaves half of it: the same command goes on and prints the
     table of the uninterrupted run."""
