@@ -3,8 +3,9 @@
   memory     forward and backward of 64 responses of 64 tokens, prompts of 448, vocabulary 50,257
   exactness  the cached sampler's log-probabilities against a plain forward pass, with left padding
              and rows of unequal length
-  sampling   policy and mixture against transformers' generate() with its cache, and against no
-             cache: both models, whole prefix
+  sampling   policy and mixture against transformers' generate() with its cache, GPT-2 and Llama of
+             one size, ragged prompts; and against no cache: both models, whole prefix
+  operations what the sampler of one model spends its time on
   phases     prefill, decode, preference, forward, backward and optimiser of train.py's own step,
              each beside the least that this machine allows
 Times are medians of --repeats after a warm-up, with random weights.
@@ -24,7 +25,8 @@ import job  # before torch: it sets how torch's threads wait
 
 # isort: split
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import data
 import job.options
@@ -57,15 +59,30 @@ CUDA = dict(
 )
 
 
-def build(options, seed, vocabulary=None):
-    """A GPT-2 of the options' size with random weights, which never ends a response.
+def build(options, seed, vocabulary=None, kind="gpt2"):
+    """A model of the options' size with random weights, which never ends a response.
 
     vocabulary:
         None for the options'.
+    kind:
+        "gpt2" or "llama", whose layers have as many weights but for a few.
     """
-    config = GPT2Config(
-        vocab_size=vocabulary or options.vocabulary,
-        n_positions=max(512, options.prompt_tokens + max(NEW)),
+    size = vocabulary or options.vocabulary
+    context = max(512, options.prompt_tokens + max(NEW))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "llama":
+            model = LlamaForCausalLM(llama_config(options, size, context))
+        else:
+            model = GPT2LMHeadModel(gpt2_config(options, size, context))
+    model.config.eos_token_id = -1  # no token: all ways to sample do equal work
+    return model.eval().to(options.device)
+
+
+def gpt2_config(options, size, context):
+    return GPT2Config(
+        vocab_size=size,
+        n_positions=context,
         n_layer=options.layers,
         n_embd=options.width,
         n_head=options.width // 64,
@@ -76,16 +93,31 @@ def build(options, seed, vocabulary=None):
         attn_pdrop=0.0,
         activation_function="gelu_pytorch_tanh",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config).eval().to(options.device)
-    model.config.eos_token_id = -1  # no token: all ways to sample do equal work
-    return model
+
+
+def llama_config(options, size, context):
+    return LlamaConfig(
+        vocab_size=size,
+        max_position_embeddings=context,
+        num_hidden_layers=options.layers,
+        hidden_size=options.width,
+        intermediate_size=8 * options.width // 3,  # three matrices of it weigh what GPT-2's two do
+        num_attention_heads=options.width // 64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
 
 
 def prompts(options):
-    """A step's prompts, full rows of one token: no time depends on which it is."""
-    rows = [[1] * options.prompt_tokens] * options.prompts
+    """A step's prompts, from half of --prompt-tokens to all of them, the longest last.
+
+    Of one token: no time depends on which it is. Ragged: without pads attention takes a faster path
+    that no real batch takes.
+    """
+    most = options.prompt_tokens
+    rows = []
+    for row in range(options.prompts):
+        rows.append([1] * (most - (options.prompts - 1 - row) % (most // 2 + 1)))
     return policies.pad(rows, "left", 0, options.device)
 
 
@@ -142,7 +174,7 @@ def floor(options, model, rates, tokens, heads, rounds=1, rows=None):
     rows:
         None for one a prompt.
     """
-    width = model.config.n_embd
+    width = options.width
     layers = options.layers
     if rows is None:
         rows = options.prompts
@@ -271,9 +303,13 @@ def uncached_seconds(options, policy, reference, prompt):
 
 
 @torch.no_grad()
-def sampling(options, policy, reference, prompt, rates):
-    """The sampling table's rows: medians in seconds, and the floor of the mixture's time."""
-    slow = uncached_seconds(options, policy, reference, prompt)
+def sampling(options, policy, reference, prompt, rates, uncached=True):
+    """The sampling table's rows: medians in seconds, and the floor of the mixture's time.
+
+    uncached:
+        False leaves out the slow yardstick.
+    """
+    slow = uncached_seconds(options, policy, reference, prompt) if uncached else []
     prefill_floor = floor(options, policy, rates, options.prompt_tokens, 1)
     rows = []
     for new in NEW:
@@ -290,11 +326,32 @@ def sampling(options, policy, reference, prompt, rates):
                 generate=plain,
                 policy=own,
                 mixture=mixed,
-                uncached=sum(slow[: new // STRIDE]),
+                uncached=sum(slow[: new // STRIDE]) if uncached else None,
                 floor=2 * (prefill_floor + decode_floor),  # two models
             )
         )
     return rows
+
+
+def operations(options, policy, prompt):
+    """Shares of the time that the sampler of one model spends in itself, [(operation, share)].
+
+    One thread, so that no thread's waiting is counted as work. The largest six.
+    """
+    threads = torch.get_num_threads()
+    cuda = options.device == "cuda"
+    torch.set_num_threads(1)
+    try:
+        kinds = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
+        with profile(activities=kinds) as seen, job.options.precision(options):
+            sample(policy, None, prompt, 0.0, options.new_tokens)
+    finally:
+        torch.set_num_threads(threads)
+    name = "self_device_time_total" if cuda else "self_cpu_time_total"
+    times = {event.key: getattr(event, name) for event in seen.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=times.get, reverse=True)[:6]
+    return [(key, times[key] / total) for key in largest]
 
 
 # ---- phases of a step: each does its part on a step's models and pairs ----
@@ -441,21 +498,30 @@ def print_head(options, found):
     )
 
 
-def print_sampling(options, rows):
-    """The sampling table."""
+def print_sampling(options, kind, rows):
+    """The sampling table of a kind of model."""
     print(
-        "new tokens  generate()   policy  mixture  uncached  mixture/generate()  uncached/mixture"
-        "  mixture, tokens/s  floor/mixture"
+        f"{kind:5s} new tokens  generate()   policy  mixture  uncached  mixture/generate()  "
+        "uncached/mixture  mixture, tokens/s  floor/mixture"
     )
     for row in rows:
         new, plain, own, mixed, slow, least = row.values()
+        seconds_uncached, times_uncached = "-", "-"
+        if slow is not None:
+            seconds_uncached, times_uncached = f"{slow:.2f}s", f"{slow / mixed:.1f}x"
         print(
-            f"{new:10d} {plain:10.3f}s {own:7.3f}s {mixed:7.3f}s {slow:8.2f}s "
-            f"{mixed / plain:18.2f}x {slow / mixed:16.1f}x "
+            f"{new:16d} {plain:10.3f}s {own:7.3f}s {mixed:7.3f}s {seconds_uncached:>9s} "
+            f"{mixed / plain:18.2f}x {times_uncached:>17s} "
             f"{options.prompts * new / mixed:18.0f} {least / mixed:14.2f}"
         )
     growth = rows[-1]["mixture"] / rows[0]["mixture"]
-    print(f"the mixture's time grows {growth:.1f}-fold from {NEW[0]} to {NEW[-1]} tokens")
+    print(f"the mixture's time grows {growth:.1f}-fold from {NEW[0]} to {NEW[-1]} tokens\n")
+
+
+def print_operations(options, rows):
+    """Where the sampler's time goes, in a line."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in rows)
+    print(f"one model, {options.new_tokens} new tokens, one thread: {shares}")
 
 
 def print_phases(options, loss, rows):
@@ -478,8 +544,14 @@ def report(options):
     found = dict(where=where, torch=torch.__version__, rates=rates, memory=peak)
     found["exactness"] = exactness(options, policy)
     print_head(options, found)
-    found["sampling"] = sampling(options, policy, reference, prompts(options), rates)
-    print_sampling(options, found["sampling"])
+    prompt = prompts(options)
+    found["sampling"] = dict(gpt2=sampling(options, policy, reference, prompt, rates))
+    print_sampling(options, "GPT-2", found["sampling"]["gpt2"])
+    llamas = [build(options, seed, kind="llama") for seed in (0, 1)]
+    found["sampling"]["llama"] = sampling(options, *llamas, prompt, rates, uncached=False)
+    print_sampling(options, "Llama", found["sampling"]["llama"])
+    found["operations"] = operations(options, policy, prompt)
+    print_operations(options, found["operations"])
     found["steps"] = {}
     for loss in options.loss or ("nash_md", "ipo"):
         found["steps"][loss] = phases(options, loss, policy, reference, rates)

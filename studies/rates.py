@@ -1,16 +1,18 @@
 """Which learning rate: how much is its peak, how much its fall, how much the warm-up?
 
   factors    IPO-MD at every combination of peak, fall and warm-up
+  seeds      IPO-MD at the default's rate and with one factor changed at a time, five seeds each
   methods    every method at the same peaks, falling in a line after ten steps of warm-up
 Each run has the default's steps and tau and is judged on 500 validation prompts, one sample each:
 the default is chosen here, and the gates (studies/gates.py) hold it on test prompts of new seeds.
-Run: python -m studies.rates                  (about 25 min on 2 cores)
+Run: python -m studies.rates                  (about 35 min on 2 cores)
      python -m studies.rates --from-results   (prints the tables from the lines of results/ alone)
 """
 
 import contextlib
 import io
 import os
+import statistics
 import sys
 
 import job.options
@@ -20,6 +22,13 @@ from studies import runs
 PEAKS = (5e-4, 1e-3, 2e-3, 4e-3)
 PROMPTS = 500
 WARM_UP = 10
+# The default, then no warm-up, no fall, and the constant rate that did best on one seed.
+SEEDS_RATES = (
+    (2e-3, "linear", WARM_UP),
+    (2e-3, "linear", 0),
+    (2e-3, "none", WARM_UP),
+    (1e-3, "none", WARM_UP),
+)
 
 
 def cell(study, loss, peak, decay, warm_up, seed=0):
@@ -77,6 +86,25 @@ def factors(study):
     table(runs.gather(study, run_rate, cells))
 
 
+def seeds(study):
+    """IPO-MD: the default's rate against its neighbours, beyond one seed's luck."""
+    print("| peak | decay | warm-up | win rate, mean of 5 seeds | least to most | KL | length |")
+    print("|---|---|---|---|---|---|---|")
+    cells = []
+    for rate in SEEDS_RATES:
+        for seed in range(5):
+            cells.append(cell(study, "ipo_md", *rate, seed=seed))
+    lines = runs.gather(study, run_rate, cells)
+    for start in range(0, len(lines), 5):
+        same = lines[start : start + 5]
+        wins = [line["win_rate"] for line in same]
+        kl = statistics.mean(line["kl"] for line in same)
+        length = statistics.mean(line["length"] for line in same)
+        rate = f"| {same[0]['peak']:g} | {same[0]['decay']} | {same[0]['warm_up']} "
+        won = f"| {statistics.mean(wins):.3f} | {min(wins):.3f} to {max(wins):.3f} "
+        print(f"{rate}{won}| {kl:.2f} | {length:.1f} |")
+
+
 def methods(study):
     """Every method at the same four peaks: an equal budget of runs."""
     cells = []
@@ -86,7 +114,7 @@ def methods(study):
     table(runs.gather(study, run_rate, cells))
 
 
-PARTS = dict(factors=factors, methods=methods)
+PARTS = dict(factors=factors, seeds=seeds, methods=methods)
 
 
 def main(argv=None):

@@ -70,6 +70,34 @@ def test_floors_count_models_and_responses():
         assert least["nash_md"][phase] == pytest.approx(nash_md * least["ipo"][phase])
 
 
+def test_llama_is_of_the_same_size():
+    """What is compared differs in its architecture, not in its weights' number."""
+    gpt2 = bench.build(OPTIONS, 0)
+    llama = bench.build(OPTIONS, 0, kind="llama")
+    assert llama.config.model_type == "llama"
+    # GPT-2 has learned positions besides; Llama's head is a matrix of its own.
+    blocks = [gpt2.transformer.h.parameters(), llama.model.layers.parameters()]
+    sizes = [sum(weight.numel() for weight in block) for block in blocks]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+def test_prompts_are_ragged():
+    """From half of --prompt-tokens to all of them: a path without pads would flatter a sampler."""
+    lengths = bench.prompts(OPTIONS).lengths().tolist()
+    assert lengths == [4, 5, 6]
+
+
+def test_operations_are_shares():
+    """Six at most, falling, of one whole; the products of matrices are among them; the number of
+    threads is as before."""
+    threads = torch.get_num_threads()
+    rows = bench.operations(OPTIONS, bench.build(OPTIONS, 0), bench.prompts(OPTIONS))
+    shares = [share for _, share in rows]
+    assert len(rows) == 6 and shares == sorted(shares, reverse=True) and sum(shares) <= 1
+    assert "aten::addmm" in [name for name, _ in rows]
+    assert torch.get_num_threads() == threads
+
+
 def test_memory_of_a_system_that_does_not_say(monkeypatch, capsys):
     """Without the module resource, which is Unix's, the bench says so in one line and goes on."""
     monkeypatch.setitem(sys.modules, "resource", None)
