@@ -10,7 +10,7 @@
              each beside the least that this machine allows
 Times are medians of --repeats after a warm-up, with random weights.
 Left out: libraries that this one does not install; several GPUs.
-Run: python -m studies.bench [--loss nash_md] [--json FILE]    (2 min 30 s on 2 cores)
+Run: python -m studies.bench [--loss nash_md] [--json FILE]    (3 min 30 s on 2 cores)
      python -m studies.bench --device cuda    (GPT-2 124M, bfloat16, 64 prompts of 512 tokens)
 """
 
