@@ -49,8 +49,31 @@ def generator(seed, stage, step):
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def uniforms(rng, tokens, responses, count):
+    """The randomness of several responses to each of count prompts, as sampler.sample takes it.
+
+    rng:
+        a CPU generator, such as generator returns.
+    tokens:
+        the most of a response.
+    responses:
+        to each prompt.
+    count:
+        of prompts, whoever answers them.
+
+    Returns [tokens, responses, count] in [0, 1), float64, for rows to pick from.
+    """
+    drawn = torch.rand(tokens, responses * count, generator=rng, dtype=torch.float64)
+    return drawn.view(tokens, responses, count)
+
+
+def everything(count):
+    """All of count rows, as a slice: the share of a process that is alone."""
+    return slice(0, count)
+
+
 class Comparisons(NamedTuple):
-    """Responses and which of them were compared.
+    """Responses and which of them were compared: all that a step asked for, or one process's share.
 
     prompt:
         Tokens [B, P], the prompt of each response, so equal prompts repeat.
@@ -62,6 +85,8 @@ class Comparisons(NamedTuple):
         [N] probability of a vote for the first, in [0, 1]; 1 for a recorded winner.
     generator:
         on the CPU, for drawing the votes.
+    all_pairs:
+        [M] of bool on the CPU, which of the M pairs of all shares these N are; None if M = N.
     """
 
     prompt: Tokens
@@ -70,6 +95,7 @@ class Comparisons(NamedTuple):
     second: torch.Tensor
     preference: torch.Tensor
     generator: torch.Generator
+    all_pairs: torch.Tensor | None = None
 
     def to(self, device):
         """The same on a device. The generator stays: every device draws the same votes."""
@@ -80,7 +106,21 @@ class Comparisons(NamedTuple):
             second=self.second.to(device),
             preference=self.preference.to(device),
             generator=self.generator,
+            all_pairs=self.all_pairs,
         )
+
+    def votes(self):
+        """A vote on each pair, [N]: 1 for the first, else 0. The generator moves on."""
+        # On the CPU and for the pairs of all shares: every device and every process draws the same.
+        kind = self.preference.dtype
+        uniform = torch.rand(self.pairs(), generator=self.generator, dtype=kind)
+        if self.all_pairs is not None:
+            uniform = uniform[self.all_pairs]
+        return (uniform.to(self.preference.device) < self.preference).to(kind)
+
+    def pairs(self):
+        """The number of pairs of all shares."""
+        return len(self.first) if self.all_pairs is None else len(self.all_pairs)
 
 
 class BuiltIn:
@@ -136,7 +176,7 @@ class BuiltIn:
         rows = [self.tokenizer.encode(text) for text in texts]
         return policies.pad(rows, side, self.tokenizer.eos_token_id)
 
-    def comparisons(self, role, step, count, model, responses=6):
+    def comparisons(self, role, step, count, model, responses=6, share=everything):
         """Several responses to each of some fresh posts, and every pair of a post's to vote on.
 
         role:
@@ -149,22 +189,30 @@ class BuiltIn:
             the supervised policy, which writes the responses.
         responses:
             to each post, two or more.
+        share:
+            share(posts) is a slice of them: only their responses and pairs are wanted.
 
         Returns Comparisons on the model's device, with the panel's own probabilities.
         """
         rng = generator(self.data_seed, f"votes for {role}", step)
         count = max(1, count // responses)
         split = "preference" if role == "preference" else "validation"
-        posts = self.prompts(split, step, count).to(model.device)
+        mine = share(count)
+        posts = self.prompts(split, step, count).rows(mine).to(model.device)
         # beta = 0 for every response: the policy alone, no mixture.
         beta = (0.0,) * responses
-        ids, mask, _ = sampler.sample(model, None, posts, beta, rng, self.max_response)
+        drawn = uniforms(rng, self.max_response, responses, count)[:, :, mine].flatten(1)
+        ids, mask, _ = sampler.sample(model, None, posts, beta, None, self.max_response, drawn)
         prompt = posts.repeat(responses)
         response = Tokens(ids, mask)
-        first, second = every_pair(count, responses, model.device)
+        first, second = every_pair(len(posts.ids), responses, model.device)
         preference = self.judge(prompt.rows(first), response.rows(first), response.rows(second))
+        is_mine = torch.zeros(count, dtype=torch.bool)
+        is_mine[mine] = True
+        # The pairs come a post after the other within two responses, as every_pair orders them.
+        all_pairs = is_mine.repeat(responses * (responses - 1) // 2)
         # The votes come from the generator that drew the responses, after them.
-        return Comparisons(prompt, response, first, second, preference, rng)
+        return Comparisons(prompt, response, first, second, preference, rng, all_pairs)
 
 
 def every_pair(count, responses, device):
@@ -306,7 +354,7 @@ class Records:
         prompt = self.pad_prompts([row["prompt"] for row in rows])
         return prompt, self.pad_responses([row["completion"] for row in rows])
 
-    def comparisons(self, role, step, count, model, responses=2):
+    def comparisons(self, role, step, count, model, responses=2, share=everything):
         """Recorded comparisons, the chosen response first.
 
         role:
@@ -319,10 +367,15 @@ class Records:
             its device is where the tensors go. Nothing is sampled.
         responses:
             to each prompt: records hold two, whatever is asked for.
+        share:
+            share(records) is a slice of them: only they are wanted.
 
         Returns Comparisons with preference 1.
         """
         rows = self.batch_of(self.compared[role], role, step, count // 2)
+        all_pairs = torch.zeros(len(rows), dtype=torch.bool)
+        all_pairs[share(len(rows))] = True
+        rows = rows[share(len(rows))]
         chosen = [row["chosen"] for row in rows]
         rejected = [row["rejected"] for row in rows]
         first = torch.arange(len(rows))
@@ -333,6 +386,7 @@ class Records:
             second=first + len(rows),
             preference=torch.ones(len(rows)),
             generator=torch.Generator(),  # any: a vote of probability 1 is certain
+            all_pairs=all_pairs,
         )
         return found.to(model.device)
 

@@ -22,7 +22,7 @@ import policy as policies
 import preference_model
 import sampler
 import side_by_side
-from job import report
+from job import parallel, report
 from job.options import fail
 from policy import Tokens
 
@@ -59,31 +59,47 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     prompts:
         their number.
     """
-    wins, log_ratios, lengths, lengths_other, ended = [], [], [], [], []
-    texts, kept = set(), []
+    rows, texts, kept = [], [], []
     for step in range(-(-count // chunk)):  # rounded up
         prompt = task.prompts(split, step, chunk).rows(slice(0, count - step * chunk))
-        prompt = prompt.to(policy.device)
-        y, finished, y_other = answer_both(policy, other, task, prompt, seed, split, step)
-        wins.append(judge(prompt, y, y_other))
-        log_ratios.append(log_ratio(policy, other, prompt, y))
-        lengths.append(y.lengths().float())
-        lengths_other.append(y_other.lengths().float())
-        ended.append(finished.float())
-        texts.update(tuple(row) for row in y.lists())
+        mine = parallel.share(len(prompt.ids), least=0)
+        if mine.start == mine.stop:  # the last chunk may be smaller than the processes are many
+            continue
+        answers = answer_both(
+            policy, other, task, prompt.to(policy.device), mine, seed, split, step
+        )
+        prompt, y, finished, y_other = answers
+        win = judge(prompt, y, y_other)
+        ratio = log_ratio(policy, other, prompt, y)
+        columns = [win, ratio, y.lengths(), y_other.lengths(), finished]
+        rows.append(torch.stack([column.double().cpu() for column in columns], 1))
+        texts += [tuple(row) for row in y.lists()]
         kept.append((prompt, y, y_other))
-    win = torch.cat(wins).double()
-    numbers = dict(
+    return summarise(parallel.gather((rows, texts))), kept
+
+
+def summarise(parts):
+    """The numbers that measure returns.
+
+    parts:
+        a list of (rows, texts), one a process: a list of [B, 5], win, log-ratio, both lengths and
+        whether it ended; and the policy's responses as tuples.
+    """
+    rows, texts = [], set()
+    for its_rows, its_texts in parts:
+        rows += its_rows
+        texts.update(its_texts)
+    win, log_ratio, length, length_other, ended = torch.cat(rows).unbind(1)
+    return dict(
         win_rate=win.mean().item(),
         win_rate_se=(win.std() / len(win) ** 0.5).item(),
-        kl=mean(log_ratios),
-        length=mean(lengths),
-        length_other=mean(lengths_other),
-        unfinished=1 - mean(ended),
+        kl=log_ratio.mean().item(),
+        length=length.mean().item(),
+        length_other=length_other.mean().item(),
+        unfinished=1 - ended.mean().item(),
         distinct=len(texts) / len(win),
         prompts=len(win),
     )
-    return numbers, kept
 
 
 def validate(policy, reference, judge, task):
@@ -96,19 +112,30 @@ def validate(policy, reference, judge, task):
     return {name: numbers[name] for name in names}
 
 
-def answer_both(policy, other, task, prompt, seed, split, step):
-    """Both models' responses to prompts: policy's Tokens, finished [B], the other's Tokens."""
+def answer_both(policy, other, task, prompt, mine, seed, split, step):
+    """Both models' responses to a process's share of the prompts.
+
+    prompt:
+        Tokens of all processes.
+    mine:
+        a slice of its rows, this process's.
+
+    Returns these prompts, policy's Tokens, finished [B], and the other's Tokens.
+    """
+    most, count = task.max_response, len(prompt.ids)
+    prompt = prompt.rows(mine)
 
     def answer(model, name):
         # Two streams: with the same uniforms equal policies would give equal responses, and
         # p = 1/2 for free.
         rng = data.generator(seed, f"{split} {name}", step)
-        ids, mask, finished = sampler.sample(model, None, prompt, 0.0, rng, task.max_response)
+        drawn = data.uniforms(rng, most, 1, count)[:, 0, mine]
+        ids, mask, finished = sampler.sample(model, None, prompt, 0.0, None, most, drawn)
         return Tokens(ids, mask), finished
 
     works = [partial(answer, policy, "policy"), partial(answer, other, "other")]
     (y, finished), (y_other, _) = side_by_side.run(works, policy.device)
-    return y, finished, y_other
+    return prompt, y, finished, y_other
 
 
 def log_ratio(policy, other, prompt, y):
@@ -116,11 +143,6 @@ def log_ratio(policy, other, prompt, y):
     works = [partial(policies.log_prob, model, prompt, y) for model in (policy, other)]
     log_pi, log_other = side_by_side.run(works, policy.device)
     return log_pi - log_other
-
-
-def mean(parts):
-    """Mean over all entries of a list of [B] tensors, in float64."""
-    return torch.cat(parts).double().mean().item()
 
 
 def parse(argv):

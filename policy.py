@@ -118,7 +118,7 @@ def rate_at(step, options):
     return options.lr * rise * fall[options.decay]
 
 
-def minimise(groups, loss, steps, label, max_norm=1.0):
+def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None):
     """AdamW with a short warm-up and then a linear decay of every learning rate.
 
     groups:
@@ -131,6 +131,9 @@ def minimise(groups, loss, steps, label, max_norm=1.0):
         text for the progress bar.
     max_norm:
         the gradient's norm is cut to it; infinity cuts nothing.
+    add_gradients:
+        add_gradients(parameters) sums the gradients of several processes, each of which has the
+        loss of its rows (job/parallel.py). None for one process.
     """
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -145,6 +148,8 @@ def minimise(groups, loss, steps, label, max_norm=1.0):
             group["lr"] = peak * rise * fall
         optimizer.zero_grad()
         loss(step).backward()
+        if add_gradients:
+            add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
 

@@ -157,7 +157,7 @@ class PreferenceModel(nn.Module):
         return torch.sigmoid(self.logit(prompt, y, y_other))
 
 
-def train_on_votes(model, comparisons, steps, lr, finetune, label):
+def train_on_votes(model, comparisons, steps, lr, finetune, label, add_gradients=None):
     """Trains on votes by the logistic loss -log p(winner > loser).
 
     model:
@@ -174,6 +174,8 @@ def train_on_votes(model, comparisons, steps, lr, finetune, label):
         features of a batch that comes again are computed once.
     label:
         text for the progress bar.
+    add_gradients:
+        as policy.minimise takes it, where comparisons holds one process's share.
 
     Returns the model, frozen and in eval mode.
     """
@@ -199,12 +201,14 @@ def train_on_votes(model, comparisons, steps, lr, finetune, label):
 
     # Not clipped: the rare votes against the majority have the large gradients, and cutting those
     # makes p overconfident.
-    policies.minimise(groups, loss, steps, label, max_norm=float("inf"))
+    no_limit = float("inf")
+    policies.minimise(groups, loss, steps, label, no_limit, add_gradients)
     return model.eval().requires_grad_(False)
 
 
 def vote_loss(model, batch, features):
-    """Mean of -log p(winner > loser) over a batch's pairs, with a vote drawn on each.
+    """Mean of -log p(winner > loser) over a step's pairs, with a vote drawn on each: this share's
+    part of it.
 
     model:
         a PreferenceModel.
@@ -220,15 +224,14 @@ def vote_loss(model, batch, features):
     # other bits at every run.
     vector = vectors.index_select(0, batch.first)
     vector_other = vectors.index_select(0, batch.second)
-    # On the CPU, so that every device draws the same votes.
-    vote = torch.bernoulli(batch.preference.cpu(), generator=batch.generator)
     logit = model.compare_vectors(vector, vector_other)
-    return F.binary_cross_entropy_with_logits(logit, vote.to(batch.preference.device))
+    mean = F.binary_cross_entropy_with_logits(logit, batch.votes())
+    return mean * (len(logit) / batch.pairs())
 
 
 @torch.no_grad()
-def accuracy(model, comparisons, batches):
-    """How well a model does on held-out pairs, and what their lengths alone would tell.
+def guesses(model, comparisons, batches):
+    """A model's p on held-out pairs, beside the true one and what their lengths say.
 
     model:
         a PreferenceModel.
@@ -237,12 +240,10 @@ def accuracy(model, comparisons, batches):
     batches:
         how many steps to ask for, from 0.
 
-    Returns a dict of accuracy, the share of signs of p - 1/2 that are right; error, the mean of
-    |p_hat - p|; shorter_wins and longer_wins, the shares that a rule by length would get right; and
-    pairs, their number. Pairs with p = 1/2 have no sign and are left out of the shares. Equal
-    lengths count as half right for a baseline.
+    Returns [3, pairs]: p, the preference, and whether the first is the shorter: 1, 0, or 1/2 where
+    they are equal.
     """
-    rows = []
+    columns = []
     for step in range(batches):
         batch = comparisons(step)
         first, second = batch.first, batch.second
@@ -251,9 +252,22 @@ def accuracy(model, comparisons, batches):
         length = batch.response.lengths()
         shorter = (length[first] < length[second]).float()
         shorter_or_equal = (length[first] <= length[second]).float()
-        # 1 where the first is the shorter, 1/2 where they are equal, 0 where it is the longer.
-        rows.append(torch.stack([guess, batch.preference, (shorter + shorter_or_equal) / 2]))
-    guess, preference, shorter = torch.cat(rows, 1)
+        is_shorter = (shorter + shorter_or_equal) / 2
+        columns.append(torch.stack([guess, batch.preference, is_shorter]))
+    return torch.cat(columns, 1)
+
+
+def accuracy(guess, preference, shorter):
+    """How well a model does on held-out pairs, and what their lengths alone would tell.
+
+    guess, preference, shorter:
+        [pairs] each, as guesses returns them.
+
+    Returns a dict of accuracy, the share of signs of p - 1/2 that are right; error, the mean of
+    |p_hat - p|; shorter_wins and longer_wins, the shares that a rule by length would get right; and
+    pairs, their number. Pairs with p = 1/2 have no sign and are left out of the shares. Equal
+    lengths count as half right for a baseline.
+    """
     decided = preference != 0.5
     right = (guess > 0.5) == (preference > 0.5)
     shorter_wins = torch.where(preference > 0.5, shorter, 1 - shorter)[decided].mean().item()

@@ -7,8 +7,9 @@ The stages before it do not depend on --seed, nor on --loss but for rl's reward,
 Run: python train.py --loss ipo_md    (the built-in task, on a CPU, without network)
      python train.py --loss ipo_md --steps 1 --show --out runs/show    (one step in numbers)
      python train.py --loss ipo_md --policy gpt2 --comparisons my.jsonl
+     torchrun --nproc-per-node=2 train.py --loss ipo_md    (the same run: job/parallel.py)
 A killed run goes on with --resume, bit for bit (job/run.py).
-Left out: several epochs over one batch of samples, several processes.
+Left out: several epochs over one batch of samples.
 """
 
 import math
@@ -21,14 +22,13 @@ import job.run  # before torch: it sets how torch's threads wait
 # isort: split
 
 import torch
-from safetensors import SafetensorError
 
 import data
 import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import report, stages
+from job import parallel, report, stages
 from job.options import find_method, parse, precision
 from policy import Tokens
 
@@ -54,21 +54,24 @@ def align(run, options, method, task, policy, reference, preference, judge):
     # No weight decay: it would pull the policy to 0, not to pi_ref.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     every = max(10, options.steps // 10)
+    mine = parallel.share(options.batch_size)  # this process's rows; alone, all of them
     for step in run.steps(policy, optimizer):  # a clock: it restores, saves and stops
         with precision(options):
             if step % every == 0:
                 run.log(step, evaluate.validate(policy, reference, judge, task))
             if options.offline:  # eq 10: pairs of the data, which the policy had no part in
-                prompt, y, y_other, label = recorded_pairs(options, task, reference, step)
+                pairs = recorded_pairs(options, task, reference, step)
             else:  # eq 11's pairs: y, y' ~ SG[pi], or the mixture (section 5), as PAIR says
-                prompt = task.prompts("align", step, options.batch_size).to(options.device)
+                prompt = task.prompts("align", step, options.batch_size).rows(mine)
+                prompt = prompt.to(options.device)
                 # From seed and step alone: no random state, and all methods see equal uniforms.
                 rng = data.generator(options.seed, "sample", step)
-                pair, beta, limit = method.PAIR, options.beta, task.max_response
-                y, y_other = draw_pairs(pair, policy, reference, prompt, beta, rng, limit)
+                uniforms = data.uniforms(rng, task.max_response, 2, options.batch_size)[:, :, mine]
+                pair, beta = method.PAIR, options.beta
+                y, y_other = draw_pairs(pair, policy, reference, prompt, beta, uniforms)
                 with torch.no_grad():  # a label is a number: no gradient flows through it
                     label = preference(prompt, y, y_other)
-            pairs = (prompt, y, y_other, label)
+                pairs = (prompt, y, y_other, label)
             if options.show and step == 0:
                 report.show_pairs(options, method, task.tokenizer, policy, reference, *pairs)
             optimizer.param_groups[0]["lr"] = policies.rate_at(step, options)
@@ -80,19 +83,21 @@ def align(run, options, method, task, policy, reference, preference, judge):
 
 
 def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):
-    """One optimiser step on the mean loss of all pairs, in micro-batches.
+    """One optimiser step on the mean loss of all pairs of all processes, in micro-batches.
 
     prompt, y, y_other, label:
-        Tokens with a row a pair, and [B] what the method's loss takes as its preference.
+        Tokens with a row a pair, and [B] what the method's loss takes as its preference; of several
+        processes each has its own.
 
     Returns the step's numbers, means over the pairs (README, Reading the output). Raises
     FloatingPointError, with the weights as they were, if the loss or the gradient is not finite.
     """
-    count = len(label)
-    size = options.micro_batch_size or count
+    own = len(label)
+    count = sum(parallel.gather(own))
+    size = options.micro_batch_size or own
     optimizer.zero_grad()
     loss, log_ratio = 0.0, 0.0
-    for begin in range(0, count, size):
+    for begin in range(0, own, size):
         part = slice(begin, begin + size)
         x, a, b = prompt.rows(part), y.rows(part), y_other.rows(part)
         value, ratio = pair_losses(options, method, policy, reference, x, a, b, label[part])
@@ -101,18 +106,18 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
         log_ratio += ratio.detach().sum().item() / count
+    parallel.add_gradients(policy.parameters())
+    share = own / count
+    same = policies.same_rows(y, y_other).float().mean().item() * share
+    means = dict(log_ratio=log_ratio, label=label.mean().item() * share, same=same)
+    means["length"] = y.lengths().float().mean().item() * share
+    numbers = parallel.total(dict(means, loss=loss))
+    loss = numbers.pop("loss")
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # not clipped
     if not (math.isfinite(loss) and math.isfinite(norm)):  # before the weights take it in
         raise FloatingPointError(f"loss {loss}, gradient norm {norm}: lower --lr or raise --tau")
     optimizer.step()
-    return dict(
-        loss=loss,
-        grad_norm=norm,
-        log_ratio=log_ratio,
-        label=label.mean().item(),
-        same=policies.same_rows(y, y_other).float().mean().item(),
-        length=y.lengths().float().mean().item(),
-    )
+    return dict(loss=loss, grad_norm=norm, **numbers)
 
 
 def pair_losses(options, method, policy, reference, prompt, y, y_other, label):
@@ -138,7 +143,7 @@ def score_reference(reference, prompt, sides):
     return score(reference, prompt, sides)
 
 
-def draw_pairs(pair, policy, reference, prompt, beta, generator, max_tokens):
+def draw_pairs(pair, policy, reference, prompt, beta, uniforms):
     """Both responses to every prompt, each from the law that the method's PAIR names: Table 1's
     sampling column.
 
@@ -148,17 +153,16 @@ def draw_pairs(pair, policy, reference, prompt, beta, generator, max_tokens):
         Tokens [B, P].
     beta:
         in [0, 1], the weight of the reference in the mixture.
-    generator:
-        of the uniforms, on the CPU.
-    max_tokens:
-        longer responses are cut there.
+    uniforms:
+        [T, 2, B] as data.uniforms draws them; a response is cut at T tokens.
 
     Returns y, y_other: Tokens with a row a prompt.
     """
     # One run of the sampler for both: the mixture with weight 0 is the policy, and prompts are read
     # once.
     weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in pair)
-    ids, mask, _ = sampler.sample(policy, reference, prompt, weights, generator, max_tokens)
+    drawn, most = uniforms.flatten(1), len(uniforms)
+    ids, mask, _ = sampler.sample(policy, reference, prompt, weights, None, most, drawn)
     both, count = Tokens(ids, mask), len(prompt.ids)
     # All first responses, y, come before all second ones, y'.
     return both.rows(slice(0, count)), both.rows(slice(count, None))
@@ -169,20 +173,20 @@ def recorded_pairs(options, task, reference, step):
 
     The label is a vote drawn from the recorded preference: 1 where y won, else 0.
     """
-    compared = task.comparisons("preference", step, 2 * options.batch_size, reference, 2)
-    # On the CPU, so that every device draws the same votes.
-    votes = torch.bernoulli(compared.preference.cpu(), generator=compared.generator)
-    compared, votes = compared.to(options.device), votes.to(options.device)
+    count = 2 * options.batch_size
+    compared = task.comparisons("preference", step, count, reference, 2, parallel.share)
+    compared = compared.to(options.device)
     prompt = compared.prompt.rows(compared.first)
     y, y_other = compared.response.rows(compared.first), compared.response.rows(compared.second)
-    return prompt, y, y_other, votes
+    return prompt, y, y_other, compared.votes()
 
 
 def run_job(options):
     """All stages of the main job. Returns the summary."""
     begun = time.time()
     task, start, data_hash = data.open_task(options)
-    config, summary = job.run.existing_run(options, data_hash)
+    look = partial(job.run.existing_run, options, data_hash)
+    config, summary = parallel.from_first(look)
     if summary:
         print(f"this run is finished; its result in {options.out}:")
         return summary
@@ -206,34 +210,27 @@ def run_job(options):
             count = min(count, len(task.prompts_of["test"]))
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
         seconds = time.time() - begun
-        return report.write_results(options, task, policy, numbers, kept, judge, seconds)
+        write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
+        return parallel.from_first(write)
 
 
 def main(argv=None):
     """Runs the job.
 
-    Returns the exit status: 0, 2 after an error, 130 and 143 after Ctrl-C and SIGTERM.
+    Returns the exit status: 0, 1 if another process of the run ended, 2 after an error, 130 and 143
+    after Ctrl-C and SIGTERM.
     """
     policies.quiet()
-    try:
-        with job.run.signals(job.run.stop):
-            options = parse(argv)
-            summary = run_job(options)
-    except KeyboardInterrupt as came:
-        print(f"train.py: stopped; {report.GOES_ON}", file=sys.stderr)
-        return 128 + came.args[0]
-    except (ValueError, FloatingPointError) as error:
-        message = str(error)
-    except (torch.OutOfMemoryError, MemoryError):
-        message = report.OUT_OF_MEMORY
-    except (OSError, SafetensorError) as error:
-        reason = policies.first_line(error)
-        message = f"cannot write or read: {reason}; what is finished is kept, --resume goes on"
-    else:
-        report.print_summary(options, summary)
-        return 0
-    print(f"train.py: error: {message}", file=sys.stderr)
-    return 2
+    with parallel.joined() as say:
+        try:
+            with job.run.signals(job.run.stop):
+                options = parse(argv)
+                report.print_summary(options, run_job(options))
+            return 0
+        except report.EXPECTED as error:
+            status, line = report.ending(error)
+            say(f"train.py: {line}")
+            return status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import policy as policies
+from job import parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -254,6 +255,11 @@ def complete(options):
         fail("--demos: needs --comparisons to learn a preference model from")
     if own_data and options.tokenizer and options.policy not in policies.SIZES:
         fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
+    if options.batch_size < parallel.size():
+        fail(
+            f"--batch-size {options.batch_size}: fewer than the {parallel.size()} processes; "
+            "raise it or start fewer"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: no CUDA device is available; take --device cpu")
 

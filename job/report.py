@@ -4,12 +4,24 @@ import json
 import os
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import policy as policies
 from job.run import write_json
 
+# What may end a run that is no mistake of the program.
+EXPECTED = (
+    KeyboardInterrupt,
+    ValueError,
+    FloatingPointError,
+    torch.OutOfMemoryError,
+    MemoryError,
+    OSError,
+    SafetensorError,
+)
 GOES_ON = "nothing finished is lost: the same command with --resume goes on"
+KEPT = "what is finished is kept, --resume goes on"
 OUT_OF_MEMORY = (
     "the device's memory is full; lower --micro-batch-size, --batch-size or "
     "--max-prompt-tokens, or take --dtype bfloat16, and give another --out: the stages are kept"
@@ -209,3 +221,17 @@ def print_summary(options, summary):
         text = f"{value:.4g}" if isinstance(value, float) else value
         print(f"  {name:14s} {text}")
     print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
+
+
+def ending(error):
+    """How a run ends that one of EXPECTED ended: (exit status, what is said in one line)."""
+    if isinstance(error, KeyboardInterrupt):  # its argument is the signal's number
+        return 128 + error.args[0], f"stopped; {GOES_ON}"
+    if isinstance(error, ConnectionError):  # another process of the run, which says why itself
+        return 1, f"error: {error}"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return 2, f"error: {OUT_OF_MEMORY}"
+    if isinstance(error, (OSError, SafetensorError)):
+        reason = policies.first_line(error)
+        return 2, f"error: cannot write or read: {reason}; {KEPT}"
+    return 2, f"error: {error}"

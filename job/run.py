@@ -16,6 +16,7 @@ import pickle
 import shutil
 import signal
 import sys
+from functools import partial
 
 import filelock
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 import policy as policies
+from job import parallel
 from job.versions import version
 
 # Options that change nothing of a run's result: another value is no other run.
@@ -33,7 +35,8 @@ LOCK = ".lock"
 class Run:
     """An open run: `with Run(options, config, tokenizer) as run`.
 
-    Inside the block the folder is locked, and a signal waits for the end of a step.
+    Inside the block the folder is locked, and a signal waits for the end of a step. Of several
+    processes the first alone holds the lock and writes.
     """
 
     def __init__(self, options, config, tokenizer):
@@ -48,12 +51,16 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            os.makedirs(self.options.out, exist_ok=True)
-            stack.enter_context(locked(self.path(LOCK), self.options.out))
+
+            def open_folder():
+                os.makedirs(self.options.out, exist_ok=True)
+                stack.enter_context(locked(self.path(LOCK), self.options.out))
+                write_json(self.path("config.json"), self.config)
+                metrics = open(self.path("metrics.jsonl"), "a", encoding="utf-8")
+                self.metrics = stack.enter_context(metrics)
+
+            parallel.from_first(open_folder)
             stack.enter_context(signals(self.on_signal))
-            write_json(self.path("config.json"), self.config)
-            metrics = open(self.path("metrics.jsonl"), "a", encoding="utf-8")
-            self.metrics = stack.enter_context(metrics)
             self.open_here = stack.pop_all()
         return self
 
@@ -84,26 +91,31 @@ class Run:
         policy, optimizer:
             brought to the last checkpoint first, if there is one.
 
-        Raises KeyboardInterrupt after the step in which a signal came, once that step is saved.
+        Raises KeyboardInterrupt after the step in which a signal came to any of the processes, once
+        that step is saved.
         """
         options = self.options
         state = restore(options, policy, optimizer, dict(self.made_from, step=0, metrics=0))
-        self.metrics.truncate(state["metrics"])  # lines after the checkpoint are written again
+        if self.metrics:
+            self.metrics.truncate(state["metrics"])  # lines after the checkpoint are written again
         label = f"alignment, {options.loss}"
         self.stepping = True
         for step in tqdm(range(state["step"], options.steps), desc=label, mininterval=1.0):
             yield step
             done = step + 1
-            if self.signal or done % options.save_every == 0 or done == options.steps:
-                self.save(policy, optimizer, done)
-            if self.signal:
-                raise KeyboardInterrupt(self.signal)
+            # Of all processes: they stop behind one step, or some would wait for ever.
+            came = parallel.largest(self.signal or 0)
+            if came or done % options.save_every == 0 or done == options.steps:
+                parallel.from_first(partial(self.save, policy, optimizer, done))
+            if came:
+                raise KeyboardInterrupt(came)
         self.stepping = False
 
     def log(self, step, numbers):
         """Appends a line to metrics.jsonl; with --show a step's line is printed, too."""
         line = dict(step=step, **numbers)
-        append_line(self.metrics, line)
+        if self.metrics:
+            append_line(self.metrics, line)
         if self.options.show and "loss" in numbers:
             shown = ", ".join(f"{name} {value:.6g}" for name, value in line.items())
             tqdm.write(f"whole batch: {shown}")
@@ -146,11 +158,14 @@ class Run:
         """
         try:
             yield
-        except FloatingPointError as error:
+        except FloatingPointError as error:  # in all processes at once: the loss is of all rows
             path = self.path(f"step-{step}.json")
-            pairs = dict(prompt=prompt.lists(), y=y.lists(), y_other=y_other.lists())
-            text = self.tokenizer.batch_decode(pairs["prompt"])
-            write_json(path, dict(pairs, step=step, label=label.tolist(), text=text))
+            pairs = {}
+            for name, part in (("prompt", prompt), ("y", y), ("y_other", y_other)):
+                pairs[name] = sum(parallel.gather(part.lists()), [])
+            pairs["label"] = sum(parallel.gather(label.tolist()), [])
+            pairs["text"] = self.tokenizer.batch_decode(pairs["prompt"])
+            parallel.from_first(partial(write_json, path, dict(pairs, step=step)))
             raise FloatingPointError(
                 f"step {step}: {error}; its prompts and responses are in {path}, "
                 "the weights as they were in the last checkpoint, if there is one"

@@ -6,17 +6,20 @@ preference_model's; here is which one is kept under which name. A folder's name 
 everything that decides its content.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
+from functools import partial
 
 import torch
 
 import data
 import policy as policies
 import preference_model
+from job import parallel
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
 from job.versions import VERSIONS
@@ -24,7 +27,7 @@ from job.versions import VERSIONS
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
 
-def keep_or_make(folder, name, key, make, load):
+def keep_or_make(folder, name, key, make, write, load):
     """What load reads from a kept stage, which is made first if there is none.
 
     folder:
@@ -34,7 +37,9 @@ def keep_or_make(folder, name, key, make, load):
     key:
         what decides its content, as a value of JSON.
     make:
-        make(folder) writes the stage's files into an empty folder.
+        make() trains, in every process.
+    write:
+        write(folder, made) writes what make returns into an empty folder; process 0 alone does.
     load:
         load(folder) reads them.
 
@@ -44,15 +49,25 @@ def keep_or_make(folder, name, key, make, load):
     path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
     unfinished = f"{path}.tmp"
     begun = time.time()
-    found = os.path.isdir(path)
-    if not found:
-        os.makedirs(folder, exist_ok=True)
-        with locked(f"{path}.lock"):  # a run beside this one may be making it
-            if not os.path.isdir(path):
+    found = parallel.from_first(partial(os.path.isdir, path))
+    with contextlib.ExitStack() as held:
+
+        def is_there():
+            """After the lock: a run beside this one may be making it."""
+            os.makedirs(folder, exist_ok=True)
+            held.enter_context(locked(f"{path}.lock"))
+            return os.path.isdir(path)
+
+        if not found and not parallel.from_first(is_there):
+            made = make()
+
+            def publish_it():
                 shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
                 os.makedirs(unfinished)
-                make(unfinished)
+                write(unfinished, made)
                 publish(unfinished, path)
+
+            parallel.from_first(publish_it)
     if found:
         print(f"{name}: reused {path}")
     else:
@@ -81,7 +96,7 @@ def supervised(options, task, start, data_hash):
     if start is not None:
         key.append(weights_hash(start))  # the folder's name says nothing of what is in it
 
-    def make(folder):
+    def make():
         model = start
         if model is None:
             room = options.max_prompt_tokens + options.max_response_tokens
@@ -93,20 +108,30 @@ def supervised(options, task, start, data_hash):
         def loss(step):
             prompt, response = task.demos(step, 32)
             prompt, response = prompt.to(options.device), response.to(options.device)
+            mine = parallel.share(len(prompt.ids))
             with precision(options):
                 # Mean over the batch's tokens: every word of the demos counts alike.
-                total = policies.log_prob(model, prompt, response).sum()
+                total = policies.log_prob(model, prompt.rows(mine), response.rows(mine)).sum()
                 return -total / response.mask.sum()
 
         groups = [dict(params=list(model.parameters()), lr=lr)]
-        policies.minimise(groups, loss, options.supervised_steps, "supervised policy")
+        policies.minimise(
+            groups,
+            loss,
+            options.supervised_steps,
+            "supervised policy",
+            add_gradients=parallel.add_gradients,
+        )
+        return model
+
+    def write(folder, model):
         model.save_pretrained(folder)
         task.tokenizer.save_pretrained(folder)
 
     def load(folder):
         return policies.load(folder)[0].to(options.device)
 
-    return keep_or_make(options.stages, "supervised", key, make, load)
+    return keep_or_make(options.stages, "supervised", key, make, write, load)
 
 
 def weights_hash(model):
@@ -141,10 +166,14 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
     key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps]
     key += [role, pairwise]
 
-    def make(folder):
+    def make():
         model = empty_model(options, reference, role, pairwise)
         with precision(options):
             numbers = train_and_test(options, task, reference, model, role, f"{name} model")
+        return model, numbers
+
+    def write(folder, made):
+        model, numbers = made
         preference_model.save(model, folder)
         write_json(os.path.join(folder, "accuracy.json"), numbers)
 
@@ -152,7 +181,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         model = preference_model.load(folder).to(options.device)
         return model, read_json(os.path.join(folder, "accuracy.json"))
 
-    (model, numbers), path = keep_or_make(options.stages, name, key, make, load)
+    (model, numbers), path = keep_or_make(options.stages, name, key, make, write, load)
     print(
         f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} "
         f"(shorter wins {numbers['shorter_wins']:.3f}, longer wins {numbers['longer_wins']:.3f}), "
@@ -178,19 +207,25 @@ def train_and_test(options, task, reference, model, role, label):
         size = min(size, rows)
         batches = min(batches, rows // size)
 
+    share = parallel.share
+
     def comparisons(step):
         if recorded:
-            return task.comparisons(role, step, 64, reference).to(options.device)
+            return task.comparisons(role, step, 64, reference, share=share).to(options.device)
         # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
         # votes. Their features are computed once.
         place = step % POOL
         if place not in pool:
-            pool[place] = task.comparisons(role, place, 144, reference)
+            pool[place] = task.comparisons(role, place, 144, reference, share=share)
         return pool[place]
 
     def held_out(step):
-        return task.comparisons("held out", step, size, reference).to(options.device)
+        found = task.comparisons("held out", step, size, reference, share=share)
+        return found.to(options.device)
 
     steps, lr = options.preference_steps, 2e-3
-    preference_model.train_on_votes(model, comparisons, steps, lr, recorded, label)
-    return preference_model.accuracy(model, held_out, batches)
+    preference_model.train_on_votes(
+        model, comparisons, steps, lr, recorded, label, parallel.add_gradients
+    )
+    guessed = parallel.gather(preference_model.guesses(model, held_out, batches).cpu())
+    return preference_model.accuracy(*torch.cat(guessed, 1))

@@ -381,9 +381,9 @@ def prepare_step(options, loss, policy, reference):
 
 def draw(step, new):
     """A step's pairs, of new tokens each."""
-    generator = data.generator(0, "sample", 0)
+    uniforms = data.uniforms(data.generator(0, "sample", 0), new, 2, len(step.prompt.ids))
     return train.draw_pairs(
-        step.method.PAIR, step.policy, step.reference, step.prompt, step.beta, generator, new
+        step.method.PAIR, step.policy, step.reference, step.prompt, step.beta, uniforms
     )
 
 

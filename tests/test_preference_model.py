@@ -303,7 +303,7 @@ def test_accuracy_by_hand(monkeypatch):
         preference=torch.tensor([0.9, 0.2, 0.5, 0.8]),
         generator=None,
     )
-    numbers = preference_model.accuracy(model, always(held_out), 1)
+    numbers = preference_model.accuracy(*preference_model.guesses(model, always(held_out), 1))
     assert numbers["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
     assert numbers["error"] == pytest.approx(0.35, abs=1e-6)
     assert numbers["shorter_wins"] == pytest.approx(0.5, abs=1e-6)
