@@ -5,7 +5,7 @@
   methods    every method at the same peaks, falling in a line after ten steps of warm-up
 Each run has the default's steps and tau and is judged on 500 validation prompts, one sample each:
 the default is chosen here, and the gates (studies/gates.py) hold it on test prompts of new seeds.
-Run: python -m studies.rates                  (about 35 min on 2 cores)
+Run: python -m studies.rates                  (about an hour on 2 cores)
      python -m studies.rates --from-results   (prints the tables from the lines of results/ alone)
 """
 
