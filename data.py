@@ -17,6 +17,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 from typing import NamedTuple
 
@@ -161,6 +162,10 @@ class BuiltIn:
     def prompts(self, split, step, count):
         """The posts of a step as Tokens [count, P]. Arguments as posts."""
         return self.pad([text for _, text in self.posts(split, step, count)], "left")
+
+    def most(self, split):
+        """How many prompts a split has: no end of them."""
+        return math.inf
 
     def demos(self, step, count):
         """Posts of a step and a written summary of each: (Tokens [count, P], Tokens [count, T])."""
@@ -348,6 +353,10 @@ class Records:
         """The prompts of a step as Tokens [count, P]. split: a key of prompts_of."""
         return self.pad_prompts(self.batch_of(self.prompts_of[split], split, step, count))
 
+    def most(self, split):
+        """How many prompts a split has."""
+        return len(self.prompts_of[split])
+
     def demos(self, step, count):
         """The demonstrations of a step: (Tokens [count, P], Tokens [count, T])."""
         rows = self.batch_of(self.demonstrations, "demos", step, count)
@@ -473,6 +482,10 @@ class Prompts:
         texts = self.texts[step * count : (step + 1) * count]
         rows = [encode_prompt(self.tokenizer, text, self.max_prompt)[0] for text in texts]
         return policies.pad(rows, "left", self.tokenizer.eos_token_id)
+
+    def most(self, split):
+        """How many prompts there are."""
+        return len(self.texts)
 
 
 def open_task(options):

@@ -40,7 +40,7 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     split:
         "validation" or "test".
     count:
-        number of prompts.
+        number of prompts, at most; records may hold fewer.
     seed:
         of the responses.
     chunk:
@@ -59,6 +59,7 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     prompts:
         their number.
     """
+    count = min(count, task.most(split))
     rows, texts, kept = [], [], []
     for step in range(-(-count // chunk)):  # rounded up
         prompt = task.prompts(split, step, chunk).rows(slice(0, count - step * chunk))
@@ -104,10 +105,7 @@ def summarise(parts):
 
 def validate(policy, reference, judge, task):
     """A run's numbers now and then, on validation prompts, which are not the test prompts."""
-    count = 100
-    if not task.judge:  # recorded prompts are as many as they are
-        count = min(count, len(task.prompts_of["validation"]))
-    numbers, _ = measure(policy, reference, judge, task, "validation", count)
+    numbers, _ = measure(policy, reference, judge, task, "validation", count=100)
     names = ("win_rate", "kl", "length", "unfinished", "distinct")
     return {name: numbers[name] for name in names}
 
@@ -187,7 +185,7 @@ def policy_folder(path):
 
 
 def own_prompts(options, policy, other, tokenizer):
-    """(task, number of prompts, judge) for --prompts. Raises ValueError naming the option."""
+    """(task, judge) for --prompts. Raises ValueError naming the option."""
     if options.judge == "panel":
         raise ValueError(
             "--judge panel reads only the built-in task's posts; "
@@ -204,7 +202,7 @@ def own_prompts(options, policy, other, tokenizer):
         )
     records = data.read("prompts", options.prompts)
     task = data.Prompts(records, tokenizer, limit, options.max_response_tokens)
-    return task, min(options.count, len(task.texts)), judge
+    return task, judge
 
 
 def compare(options):
@@ -220,9 +218,9 @@ def compare(options):
             "only policies with one tokenizer can be compared"
         )
     if options.prompts:
-        task, count, judge = own_prompts(options, policy, other, tokenizer)
+        task, judge = own_prompts(options, policy, other, tokenizer)
     else:
-        task, count = data.BuiltIn(), options.count
+        task = data.BuiltIn()
         if tokenizer.get_vocab() != task.tokenizer.get_vocab():
             raise ValueError(
                 f"{options.a}: does not speak the built-in task's words; "
@@ -237,7 +235,7 @@ def compare(options):
             f"--count {options.count}, --judge {options.judge}: "
             "give at least 1, and a judge that reads the policies' own tokens"
         )
-    numbers, kept = measure(policy, other, judge, task, "test", count, options.seed)
+    numbers, kept = measure(policy, other, judge, task, "test", options.count, options.seed)
     return numbers, kept, judge, tokenizer
 
 

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -394,6 +395,17 @@ def through_cache(model, ids, mask, place):
     cache = DynamicCache(config=model.config)
     log_law(model, ids[:, :-1], mask[:, :-1], place[:, :-1], cache)
     return log_law(model, ids[:, -1:], mask, place[:, -1:], cache)
+
+
+def recompute_layers(model):
+    """Makes a model in train mode compute each layer again in the backward pass, and keep less.
+
+    model:
+        changed in place. ValueError if its architecture cannot do that.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 6 gives it another name
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
 
 
 def load_tokenizer(source):

@@ -96,6 +96,8 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
     count = sum(parallel.gather(own))
     size = options.micro_batch_size or own
     optimizer.zero_grad()
+    # Layers are computed again only by a model in train mode; nothing else differs there.
+    policy.train(options.gradient_checkpointing)
     loss, log_ratio = 0.0, 0.0
     for begin in range(0, own, size):
         part = slice(begin, begin + size)
@@ -106,6 +108,7 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
         log_ratio += ratio.detach().sum().item() / count
+    policy.eval()
     parallel.add_gradients(policy.parameters())
     share = own / count
     same = policies.same_rows(y, y_other).float().mean().item() * share
@@ -201,14 +204,14 @@ def run_job(options):
         )
         judge = task.judge or stages.preference(options, task, reference, path, "judge")[0]
         policy = policies.load(path)[0].to(options.device)
+        if options.gradient_checkpointing:
+            policies.recompute_layers(policy)
         run.begins_from(path, model_path)
         # Of Bradley-Terry, the logit is r(y) - r(y').
         preference = model.logit if rewards else model
         align(run, options, method, task, policy, reference, preference, judge)
-        count = options.eval_prompts
-        if not task.judge:
-            count = min(count, len(task.prompts_of["test"]))
-        numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
+        asked = options.eval_prompts
+        numbers, kept = evaluate.measure(policy, reference, judge, task, "test", asked)
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

@@ -227,6 +227,11 @@ def add_run_options(add):
         choices=("float32", "bfloat16"),
         help="bfloat16: autocast; weights and losses stay float32",
     )
+    add(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="keep no layer's inside for the backward pass, compute it again: less memory, slower",
+    )
 
 
 def complete(options):

@@ -23,8 +23,9 @@ EXPECTED = (
 GOES_ON = "nothing finished is lost: the same command with --resume goes on"
 KEPT = "what is finished is kept, --resume goes on"
 OUT_OF_MEMORY = (
-    "the device's memory is full; lower --micro-batch-size, --batch-size or "
-    "--max-prompt-tokens, or take --dtype bfloat16, and give another --out: the stages are kept"
+    "the device's memory is full; lower --micro-batch-size, --batch-size or --max-prompt-tokens, "
+    "or take --gradient-checkpointing or --dtype bfloat16, and give another --out: the stages are "
+    "kept"
 )
 CURVES = {
     "win_rate": "win rate against the start",

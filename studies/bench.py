@@ -364,7 +364,9 @@ def prepare_step(options, loss, policy, reference):
     model = preference_model.PreferenceModel(build(options, 2), pairwise=not reward)
     model = model.to(options.device)
     step = SimpleNamespace(
-        options=SimpleNamespace(**vars(options), tau=method.TAU, set={}),
+        options=SimpleNamespace(
+            **vars(options), tau=method.TAU, set={}, gradient_checkpointing=False
+        ),
         method=method,
         beta=getattr(method, "BETA", 0.0),
         policy=policy,

@@ -17,12 +17,14 @@ import data
 import evaluate
 import ipo
 import policy as policies
+import sampler
 import summaries
 import train
 from clock import Clock, align
 from job import report, versions
 from job.options import find_method, method_names, parse
 from reference_sampler import constant_gpt2, gpt2
+from test_architectures import tiny
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 FEW = [
@@ -200,6 +202,33 @@ def test_micro_batches_change_no_gradient(loss):
     assert gradients[0].norm() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+def test_gradient_checkpointing_changes_no_gradient(kind):
+    """The gradient in float64 is the same to 1e-12; every layer runs twice for it, and the policy
+    is left ready to sample, with its cache."""
+    reference = tiny(kind, 1, torch.float64).requires_grad_(False)
+    prompt = policies.pad([[1, 2, 3], [2]], "left", 0)
+    y, other = (policies.pad(rows, "right", 0) for rows in ([[1, 0], [2, 3, 4]], [[3, 0], [0]]))
+    label = torch.tensor([0.9, 0.2], dtype=torch.float64)
+    gradients, runs = [], []
+    for more in ((), ("--gradient-checkpointing",)):
+        options = parsed("--loss", "ipo", *more)
+        policy = tiny(kind, 0, torch.float64)
+        if more:
+            policies.recompute_layers(policy)
+        attention = [m for m in policy.modules() if type(m).__name__.endswith("Attention")]
+        calls = []
+        attention[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
+        train.update(options, ipo, policy, reference, still, prompt, y, other, label)
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+        runs.append(len(calls))
+        assert not policy.training
+        sampler.sample(policy, None, prompt, 0.0, torch.Generator().manual_seed(0), 3)
+    assert (gradients[1] - gradients[0]).norm() < 1e-12 * gradients[0].norm()
+    assert runs == [2, 4]
+
+
 def test_a_step_learns_from_the_policy_alone():
     """After one step: the policy has moved and the reference has not, shares no storage with it and
     has no gradient; the labels got none either. The numbers of the step are those of the pairs:
@@ -283,7 +312,9 @@ def test_measure_against_a_hand_made_judge():
     unfinished, one distinct response; KL is 3 log(p/q) of the two known laws. 1e-5: float32. The
     same policy against itself has KL 0."""
     task = types.SimpleNamespace(
-        prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0), max_response=3
+        prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0),
+        most=lambda split: math.inf,
+        max_response=3,
     )
     law, short = torch.tensor([-50.0, 50.0, 0.0]), torch.tensor([50.0, 0.0, -50.0])
     talker, quiet = constant_gpt2(law), constant_gpt2(short)
