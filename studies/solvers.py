@@ -8,19 +8,20 @@ beside them. Every one of them is the same move,
 
 and they differ in who is the base and who the opponent:
 
-    solver      base                       opponent                      size            arXiv
-    Nash-MD     mixture of pi, pi_ref      the same mixture              2/(tau (t+2))   2312.00886
-    INPO        pi                         pi                            1/eta           2407.00617
-    COMAL       pi, pi_ref follows         pi                            1/eta           2410.23223
-    MPO         pi, the magnet is pi_ref   pi                            eta/(1+tau eta) 2410.16714
-    EGPO        pi                         one such move from pi         eta             2503.08942
-    Nash-Prox   pi                         one such move from pi         1/(tau+tau/eta) 2505.19731
-    ONPO        a second, lagging policy   pi                            eta, tau = 0    2502.16852
-    SPO, SPPO   pi                         pi                            eta, tau = 0    2401.04056
-    MNPO        mean of the last policies  pi                            1/eta           2509.23102
-    Nash-RS     pi                         pi_ref exp(p(. > pi)/tau)/Z   eta             2503.10990
+    solver     base                       opponent                      size             arXiv
+    Nash-MD    pi                         mixture of pi and pi_ref      2/(tau (t + 2))  2312.00886
+    INPO       pi                         pi                            1/eta            2407.00617
+    COMAL      pi                         pi                            1/eta            2410.23223
+    MPO        pi                         pi                            eta/(1+tau eta)  2410.16714
+    EGPO       pi                         one such move from pi         eta              2503.08942
+    Nash-Prox  pi                         one such move from pi         1/(tau+tau/eta)  2505.19731
+    ONPO       a second, lagging policy   pi                            eta, tau = 0     2502.16852
+    SPO, SPPO  pi                         pi                            eta, tau = 0     2401.04056
+    MNPO       mean of the last policies  pi                            1/eta            2509.23102
+    Nash-RS    pi                         pi_ref exp(p(. > pi)/tau)/Z   eta              2503.10990
 
-So in exact arithmetic MPO is INPO with eta_INPO = tau + 1/eta, its moving magnet is COMAL, and
+COMAL moves pi_ref to pi after many steps, MPO its magnet, which stands in pi_ref's place. So in
+exact arithmetic MPO is INPO with eta_INPO = tau + 1/eta, its moving magnet is COMAL, and
 Nash-Prox is EGPO with eta_EGPO = 1/(tau + tau/eta). Each name keeps its own paper's eta: for INPO,
 COMAL and MNPO a *larger* eta is a smaller step, for the others a larger step.
 
@@ -31,13 +32,13 @@ Their limits were then found by running them. MNPO's and Nash-RS's tabular steps
 Papers are cited by number; equation numbers were not checked and are left out.
 
 INPO with one step a batch is online IPO. At pi = pi_t, where every batch begins, the gradient of
-INPO's loss is exactly tau/eta times online IPO's, for the same pairs and soft labels: the two log
-ratio gaps of policy and last policy cancel, and what is left is (tau/eta) (h - (p - 1/2)/tau). This
-holds pair by pair, hence in expectation and for every parameter of a network. Plain gradient
-descent with INPO's loss and one step a batch is therefore online IPO with the learning rate times
-tau/eta, and Adam, which divides the scale out again, takes the same step but for its epsilon. What
-INPO adds begins with the second step on the same pairs, or with a copy of the policy that lags;
-its move below is what such steps on the pairs of one pi_t lead to.
+INPO's loss is exactly tau/eta times online IPO's, for the same pairs and soft labels: there the
+last policy's log-ratio takes all but tau/eta of the policy's, and what is left in the square is
+(tau/eta) (h - (p - 1/2)/tau). This holds pair by pair, hence in expectation and for every parameter
+of a network. Plain gradient descent with INPO's loss and one step a batch is therefore online IPO
+with the learning rate times tau/eta, and Adam, which divides the scale out again, takes the same
+step but for its epsilon. What INPO adds begins with the second step on the same pairs, or with a
+copy of the policy that lags; its move below is what such steps on the pairs of one pi_t lead to.
 
 Left out: sampling noise, and the training of these on a language model.
 Run: python -m studies.solvers     (about 10 s; the table, and results/solvers.png)

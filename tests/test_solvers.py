@@ -348,6 +348,18 @@ def test_solvers_that_are_one_another(game):
         assert total_variation(one[0], one[-1]) > 1e-3
 
 
+@pytest.mark.parametrize("game", [GAME, *RANDOM])
+def test_nash_md_is_the_same_move(game):
+    """From pi, against its mixture with the reference, which weighs the reference as the move."""
+    p, log_ref, tau = game
+    path = bandit.nash_md_path(*game, 10)
+    for step in range(10):
+        size = 2 / (tau * (step + 2))
+        opponent = (1 - size * tau) * path[step] + size * tau * log_ref
+        moved = move(p, log_ref, tau, size, path[step], opponent.log_softmax(0))
+        assert (moved - path[step + 1]).abs().max() < 1e-12
+
+
 # Where they lead
 
 
