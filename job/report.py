@@ -143,8 +143,11 @@ def plot(path, panels):
         a list of (title, x label, y label, {label: (xs, ys)}). An x label "tau" makes that axis
         logarithmic, one that begins with "KL" leaves the points unconnected.
     """
-    from matplotlib.figure import Figure  # here: only pictures need it
-
+    try:
+        from matplotlib.figure import Figure  # here: only pictures need it
+    except ImportError:  # a run of hours must not end in an error for a picture's sake
+        print(f"warning: no {os.path.basename(path)}: matplotlib is not installed")
+        return
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, x, y, series) in zip(axes, panels, strict=True):

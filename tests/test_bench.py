@@ -1,6 +1,7 @@
 """studies/bench.py: its check of exactness notices an inexact path, its phases are a whole step's.
 No times are asserted."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -98,8 +99,24 @@ def test_operations_are_shares():
     assert torch.get_num_threads() == threads
 
 
+def test_peak_is_this_programs():
+    """Not that of a large parent, which getrusage would take over; and it grows by what is held."""
+    held = torch.ones(2**26)  # 256 MiB, written
+    code = "from studies import bench; import types; "
+    code += "print(bench.peak_memory(types.SimpleNamespace(device='cpu')))"
+    before = bench.peak_memory(OPTIONS)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert before > held.nbytes and int(child.stdout) < before - held.nbytes / 2
+
+
 def test_memory_of_a_system_that_does_not_say(monkeypatch, capsys):
-    """Without the module resource, which is Unix's, the bench says so in one line and goes on."""
+    """Without /proc, which is Linux's, and the module resource, which is Unix's, the bench says so
+    in one line and goes on."""
+
+    def no_such_file(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", no_such_file)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert bench.peak_memory(OPTIONS) is None
     found = dict(where="here", torch="2", rates=(1e9, 1e12), memory=None, exactness=0.0)
