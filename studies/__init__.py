@@ -5,6 +5,10 @@
   same_tau     do two methods with one equilibrium meet?
   everything   the three above and Figure 6
   gates        what the built-in task, its preference model and the default runs must hold
+  rates        which learning rate: its peak, its fall, its warm-up
+  solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase
+  memory       how much memory a step takes
+  gpu          all that is to check and to measure on a GPU
 runs.py holds what the first three share.
 """
