@@ -39,8 +39,10 @@ def loss(
     Returns [B], unreduced. At h = 0 and p = 1 it is log(1 + e^-(alpha (|y| - |y'|))).
     """
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
+    # In h's precision: whole numbers times alpha would be float32.
+    longer = (length - length_other).to(h.dtype)
     # Outside of tau. In the other order all of z changes sign, the lengths' difference with it.
-    z = tau * h + alpha * (length - length_other)
+    z = tau * h + alpha * longer
     return -preference * logsigmoid(z) - (1 - preference) * logsigmoid(-z)
 
 
@@ -63,7 +65,7 @@ def worked_example():
     print("h = 2, tau = 0.1, p = 1, alpha = 0.05: z = 0.2 + 0.05 (|w| - |l|), loss log(1 + e^-z)")
     for length, length_other in ((10, 10), (20, 10), (10, 20)):
         h = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-        lengths = dict(length=length, length_other=length_other)
+        lengths = dict(length=torch.tensor(length), length_other=torch.tensor(length_other))
         value = loss(h, zero, zero, zero, 1.0, 0.1, **lengths)
         slope = torch.autograd.grad(value, h)[0].item()
         z = 0.2 + 0.05 * (length - length_other)
