@@ -8,6 +8,7 @@ lead to is tested in test_stationary.py.
 import copy
 import math
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +21,11 @@ import policy as policies
 import slic
 import train
 from job import report
-from job.options import constants, find_method, parse, requested, requests
+from job.options import constants, find_method, method_names, parse, requested, requests
 from losses import cringe, simpo, tdpo
 from reference_sampler import gpt2, next_law
 
+ROOT = Path(__file__).resolve().parent.parent
 DOUBLE = torch.float64
 NAMES = (
     *("cpo", "cringe", "dpop", "f_dpo", "gpo", "npo"),
@@ -822,3 +824,26 @@ def test_the_lab_gives_one_token_and_the_small_gpt2_real_lengths():
         generator = torch.Generator().manual_seed(0)
         sampled = enumerated.sampled_loss(model, w, method, 0.3, 0.0, 2000, generator)
         assert sampled.item() == pytest.approx(total, rel=0.05)
+
+
+# The table of losses/README.md
+
+
+def test_the_readme_has_a_row_for_every_method():
+    """Its method, reference, requests and check are what the files and tests say."""
+    text = (ROOT / "losses" / "README.md").read_text(encoding="utf-8").split("## Every method")[1]
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| ["):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert len(cells) == 10, line
+            rows[cells[0].split("]")[0].strip("[ ")] = cells
+    assert sorted(rows) == method_names()
+    tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    for name, cells in rows.items():
+        method = find_method(name)
+        needs = {request.removesuffix("_other") for request in requests(method)}
+        assert set(cells[6].replace("`", "").split()) == needs, name
+        assert (cells[4] == "no") == (name in WITHOUT_REFERENCE), name
+        assert cells[5] == ("both" if method.OFFLINE else "online"), name
+        assert f"def {cells[9].strip('`')}(" in tests, name
