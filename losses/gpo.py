@@ -7,9 +7,9 @@
     3      e^-z                  1                exponential
     4      max(0, 1 - z)^2       1                truncated quadratic
     5      1/(1 + e^z)^2         1/4              Savage, convex for z > -log 2 only
-tau is the paper's beta; it names no value to take, so TAU is not its. Soft labels weight the two
-orders with p and 1 - p, as in all of the top's contrastive losses.
-Left out: nothing; the paper's point is that f'(0) < 0 and convexity are all that is needed.
+The family asks for f convex with f'(0) < 0. tau is the paper's beta; TAU is not from it. Soft
+labels weight the two orders with p and 1 - p, as in all of the top's contrastive losses.
+Left out: the paper's analysis of how f regularises.
 Run: python -m losses.gpo    (all six at one h)
 """
 
@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from ipo import CONTRASTIVE, LABEL, LEARNS_FROM, OFFLINE, PAIR, log_ratio_gap  # noqa: F401  as IPO
 
-TAU = 0.1  # the default: dpo's order of size, not the paper's
+TAU = 0.1  # the default: of dpo's size, not the paper's
 RATE = 2e-3  # the default of --lr: dpo's, not tuned for this loss
 SLOPES = (-0.5, -2.0, -1.0, -1.0, -2.0, -0.25)  # f'(0) of every kind
 LARGEST = 80.0  # e^80 is below float32's largest number: a kind-3 pair beyond has no slope left

@@ -4,9 +4,9 @@
 2/tau, so that at pi = pi_ref its gradient is that of plain ascent on the loser's loss for every
 tau. Further off it fades, which plain ascent does not. tau is the paper's beta, 0.1 there; pi_ref
 is the model before forgetting.
-Of a pair with a soft label y' is the loser with weight p and y with weight 1 - p. As the policy's
-own samples lose and win against each other, it is raised where it wins more often than others do;
-on recorded pairs nothing holds it: see studies/stationary.py.
+Of a pair with a soft label y' is the loser with weight p and y with weight 1 - p. On the policy's
+own samples what loses less than the rest rises against it, until it is pushed down as hard; on
+recorded pairs nothing ends the fall (studies/stationary.py).
 Left out: the variants with a term that retains other data, its likelihood or a KL.
 Run: python -m losses.npo    (the fading slope)
 """
