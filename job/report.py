@@ -64,7 +64,7 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
     ref_logp_other = policies.log_prob(reference, prompt, y_other)
     h = (logp - ref_logp) - (logp_other - ref_logp_other)
     asked = requested(method, policy, reference, prompt, y, y_other)
-    target = method.target_gap(label, options.tau, **options.set)
+    target = method.target_gap(label, options.tau, **options.set, **asked)
     sides = logp, logp_other, ref_logp, ref_logp_other
     loss = method.loss(*sides, label, options.tau, **options.set, **asked)
     rewards = method.LABEL == "reward"

@@ -74,7 +74,7 @@ def gradient_scale(tau):
     return 1.0
 
 
-def target_gap(preference, tau, *, alpha=1.0, b=-10.0):
+def target_gap(preference, tau, *, extra, extra_other, alpha=1.0, b=-10.0):
     """None: the gate fades and never closes."""
     return None
 

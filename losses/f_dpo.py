@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from ipo import LABEL, LEARNS_FROM, OFFLINE, PAIR  # noqa: F401  as IPO
 
-TAU = 0.1  # the default: DPO's in its paper [from memory for this one]
+TAU = 0.1  # the default: DPO's paper's; f-DPO's own was not looked up
 RATE = 2e-3  # the default of --lr: dpo's, not tuned for this loss
 CONTRASTIVE = False  # kind 0 alone depends on the pair through h
 # e^80 is below float32's largest number. A response that is e^80 times rarer than under pi_ref has

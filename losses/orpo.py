@@ -55,7 +55,7 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau):
+def target_gap(preference, tau, *, length, length_other):
     """None: the loss has no h, and the likelihood's pull never ends."""
     return None
 

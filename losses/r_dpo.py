@@ -51,12 +51,13 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau, *, alpha=0.05):
-    """logit(p)/tau, [B], nats, for responses of one length; alpha/tau less a token that y has more.
+def target_gap(preference, tau, *, length, length_other, alpha=0.05):
+    """The h at which a pair's loss has no slope, nats: (logit(p) - alpha (|y| - |y'|))/tau, [B].
 
     Infinite at p = 0, 1.
     """
-    return torch.logit(preference) / tau
+    longer = (length - length_other).to(preference.dtype)
+    return (torch.logit(preference) - alpha * longer) / tau
 
 
 def worked_example():

@@ -46,7 +46,7 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau, *, gamma=1.0):
+def target_gap(preference, tau, *, length, length_other, gamma=1.0):
     """None: it stops at a gap of means, mean_gap, which is no h."""
     return None
 

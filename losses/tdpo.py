@@ -71,9 +71,10 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau, *, alpha=0.5, kind=2):
-    """logit(p)/tau, [B], nats, where K(y) = K(y'); a K(y') that is larger by 1 adds alpha to it."""
-    return torch.logit(preference) / tau
+def target_gap(preference, tau, *, extra, extra_other, alpha=0.5, kind=2):
+    """The h at which a pair's loss has no slope in h: logit(p)/tau + alpha (K(y') - K(y)), [B]."""
+    weight = 1.0 if kind == 1 else alpha
+    return torch.logit(preference) / tau + weight * (extra_other - extra)
 
 
 def worked_example():

@@ -627,9 +627,9 @@ TARGETS += [("f_dpo", {"kind": 0}), ("r_dpo", {}), ("tdpo", {}), ("tdpo", {"kind
 def test_target_gap_has_no_slope(name, constant):
     """At h = target_gap the slope is 0, away from it it has the sign of the distance."""
     method, label = find_method(name), torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=DOUBLE)
-    zero, given = torch.zeros_like(label), dict.fromkeys(FILES[name][2], torch.tensor(2.0))
+    zero, given = torch.zeros_like(label), asked(name, 4)
     for tau in (0.1, 2.0):
-        target = method.target_gap(label, tau, **constant)
+        target = method.target_gap(label, tau, **constant, **given)
         for step, sign in ((0.0, 0), (0.1 / tau, 1), (-0.1 / tau, -1)):
             h = (target + step).requires_grad_()
             value = method.loss(h, zero, zero, zero, label, tau, **constant, **given)
@@ -645,7 +645,8 @@ def test_target_gap_of_the_hinge_and_where_there_is_none():
     none = ("dpop", "simpo", "cpo", "orpo", "slic_hf", "npo", "cringe")
     for name in none:
         method = find_method(name)
-        assert method.target_gap(label, 0.3, **constants(method)) is None, name
+        given = asked(name, 3)
+        assert method.target_gap(label, 0.3, **constants(method), **given) is None, name
     assert find_method("f_dpo").target_gap(label, 0.3) is None
 
 
@@ -735,7 +736,7 @@ def test_a_pair_is_shown(name, capsys):
     assert shown == pytest.approx(values[:2].tolist(), abs=2e-6)
     for request in FILES[name][2]:
         assert out.count(f"  {request} ") == 2
-    has_target = method.target_gap(LABEL, 0.3) is not None
+    has_target = method.target_gap(LABEL, 0.3, **asked(name, 3)) is not None
     assert out.count("h, its target") == 2 * has_target
     assert out.count("h, without a target") == 2 * (not has_target)
     report.print_method(options, method)
