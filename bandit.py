@@ -18,6 +18,7 @@ Names, all float64:
 """
 
 import argparse
+import inspect
 import json
 import math
 import os
@@ -272,6 +273,18 @@ def dpo_point(preferences, log_ref, tau):
 # Methods
 
 
+def one_token(loss):
+    """What a loss that asks for lengths is given in the lab: an action is a response of one token.
+
+    Returns {"length": 1, "length_other": 1}, those of them that are keywords without a default.
+    """
+    lengths = {}
+    for name, parameter in inspect.signature(loss).parameters.items():
+        if name in ("length", "length_other") and parameter.default is parameter.empty:
+            lengths[name] = torch.ones(())
+    return lengths
+
+
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
     """The expectation over all n x n pairs of a method's loss, [...]; differentiable in log_pi.
 
@@ -296,6 +309,7 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
         log_ref[..., None, :],
         preferences,
         tau,
+        **one_token(method.loss),
     )
     weight = (first[..., :, None] + second[..., None, :]).exp()
     return (weight * pairs).sum((-2, -1))

@@ -3,7 +3,9 @@
 Online, both responses are drawn from the policy, as for IPO. tau multiplies h here, where IPO's
 divides the target. Unlike online IPO, online DPO does not stop at the regularised Nash equilibrium:
 `python claims.py` shows App. F on random games.
-Left out: label smoothing and every later variant.
+`--set smoothing=0.1` is label smoothing, the conservative DPO of E. Mitchell's note (2023): a label
+is taken to be flipped with that probability.
+Left out: every later variant (losses/).
 Run: python dpo.py    (loss and slope at a few h)
 """
 
@@ -16,7 +18,12 @@ TAU = 0.2  # the default: for summed log-probabilities, by a sweep on the built-
 RATE = 2e-3  # the default of --lr, by studies/rates.py
 
 
-def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
+def smoothed(preference, smoothing):
+    """(1 - e) p + e (1 - p), the label's p if it is flipped with probability e; at 0 p, exactly."""
+    return (1 - smoothing) * preference + smoothing * (1 - preference)
+
+
+def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, smoothing=0.0):
     """Soft-label DPO loss -p log sigmoid(tau h) - (1 - p) log sigmoid(-tau h), one value a pair.
 
     logp, logp_other:
@@ -27,9 +34,12 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
         [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
     tau:
         above 0, the regularisation strength.
+    smoothing:
+        from 0, the source's DPO, to 1/2, where every label is a draw.
 
     Returns [B], unreduced. At h = 0 it is log 2 for every p.
     """
+    preference = smoothed(preference, smoothing)
     h = log_ratio_gap(logp, logp_other, ref_logp, ref_logp_other)
     # logsigmoid, not log(sigmoid): finite for h of thousands of nats.
     return -preference * logsigmoid(tau * h) - (1 - preference) * logsigmoid(-tau * h)
@@ -43,9 +53,12 @@ def gradient_scale(tau):
     return 2 * tau
 
 
-def target_gap(preference, tau):
-    """The h at which a pair's loss has no slope, nats: logit(p)/tau, [B], infinite at p = 0, 1."""
-    return torch.logit(preference) / tau
+def target_gap(preference, tau, *, smoothing=0.0):
+    """The h at which a pair's loss has no slope, nats: logit(p)/tau, [B], of the smoothed p.
+
+    Without smoothing it is infinite at p = 0, 1.
+    """
+    return torch.logit(smoothed(preference, smoothing)) / tau
 
 
 def worked_example():

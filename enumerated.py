@@ -13,7 +13,9 @@ Shapes: 2 prompts, 85 responses, 106 prefixes of responses, 21 of them inner one
 """
 
 import copy
+import inspect
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -88,9 +90,29 @@ def solve(w, tau, beta=0.0, law=mixture):
     return torch.stack(points)
 
 
+def requested(method, model, w, prompt, response):
+    """What a loss asks for of each response (losses/README.md): {"length": [N], "extra": [N]}.
+
+    Empty for most methods. extra is the method's own and has its gradient.
+    """
+    names, found = inspect.signature(method.loss).parameters, {}
+    if "length" in names:
+        found["length"] = response.lengths()
+    if "extra" in names:
+        found["extra"] = method.extra(model, w.reference, prompt, response)
+    return found
+
+
 def exact_loss(model, w, method, tau, beta=0.0, law=mixture):
     """The expected loss over all pairs, mean over the prompts; differentiable in the weights."""
     log_pi = log_policy(model, w)
+    asked = {}
+    for name, value in requested(method, model, w, *w.batch).items():
+        value = value.view(len(PROMPTS), -1)
+        # A row for every y, a column for every y', as bandit.expected_loss lays them out.
+        asked[name], asked[f"{name}_other"] = value[:, :, None], value[:, None, :]
+    if asked:
+        method = SimpleNamespace(PAIR=method.PAIR, loss=partial(method.loss, **asked))
     loss = bandit.expected_loss(method, log_pi, w.log_ref, w.preferences, tau, beta, law)
     return loss.mean()
 
@@ -113,7 +135,11 @@ def sampled_loss(model, w, method, tau, beta, count, generator):
     x = torch.arange(len(prompt.ids)) % len(PROMPTS)
     ref_logp, ref_logp_other = w.log_ref[x, y], w.log_ref[x, other]
     preference = w.preferences[x, y, other]
-    return method.loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau).mean()
+    asked = {}
+    for name, value in requested(method, model, w, prompt.repeat(2), response).items():
+        asked[name], asked[f"{name}_other"] = value.chunk(2)
+    pair = logp, logp_other, ref_logp, ref_logp_other
+    return method.loss(*pair, preference, tau, **asked).mean()
 
 
 def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=None, seed=0):

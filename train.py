@@ -29,7 +29,7 @@ import policy as policies
 import sampler
 import side_by_side
 from job import parallel, report, stages
-from job.options import find_method, parse, precision
+from job.options import find_method, parse, precision, requested
 from policy import Tokens
 
 
@@ -126,12 +126,12 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
 def pair_losses(options, method, policy, reference, prompt, y, y_other, label):
     """The method's loss of every pair, and log pi(y)/pi_ref(y), nats: [B] each, unreduced."""
     sides = (y, y_other)[: method.LEARNS_FROM]  # an opponent may be not learned from
-    logp, ref_logp = side_by_side.run(
-        [partial(score, policy, prompt, sides), partial(score_reference, reference, prompt, sides)],
-        options.device,
-    )
+    of_policy = partial(score, policy, prompt, sides)
+    of_reference = partial(score_reference, reference, prompt, sides)
+    logp, ref_logp = side_by_side.run([of_policy, of_reference], options.device)
+    asked = requested(method, policy, reference, prompt, y, y_other)  # lengths, for a few losses
     # For IPO eq 10 and 11, written out in ipo.py:loss.
-    value = method.loss(*logp, *ref_logp, label, options.tau, **options.set)
+    value = method.loss(*logp, *ref_logp, label, options.tau, **options.set, **asked)
     return value, logp[0] - ref_logp[0]
 
 

@@ -55,6 +55,38 @@ def constants(method):
     return found
 
 
+def requests(method):
+    """What a method's loss asks the trainer for: its keywords without a default, a set of names."""
+    found = set()
+    for name, parameter in inspect.signature(method.loss).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            found.add(name)
+    return found
+
+
+def requested(method, policy, reference, prompt, y, y_other):
+    """The values of a method's requests for a batch of pairs.
+
+    policy, reference:
+        the models, for the method's own extra(policy, reference, prompt, response) -> [B].
+    prompt, y, y_other:
+        Tokens with a row a pair.
+
+    Returns {name: [B]}, empty for most methods; extra has the gradient that its file gives it.
+    Raises ValueError for a request that is none of length, length_other, extra, extra_other.
+    """
+    found = {}
+    for name in sorted(requests(method)):
+        response = y_other if name.endswith("_other") else y
+        if name in ("length", "length_other"):
+            found[name] = response.lengths()
+        elif name in ("extra", "extra_other"):
+            found[name] = method.extra(policy, reference, prompt, response)
+        else:
+            fail(f"{method.__name__}: its loss asks for {name}, which no trainer has; see losses/")
+    return found
+
+
 def positive(text):
     """A finite number above 0."""
     return number(text, float, "give a number above 0", lambda value: 0 < value < math.inf)

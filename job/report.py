@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import policy as policies
+from job.options import requested, requests
 from job.run import write_json
 
 # What may end a run that is no mistake of the program.
@@ -46,6 +47,9 @@ def print_method(options, method):
         f"y from the {drawn_by[0]}, y' from the {drawn_by[1]}; "
         f"log-probabilities are sums, tau = {options.tau}, beta = {options.beta}"
     )
+    asked = requests(method)
+    if asked:
+        print(f"{options.loss}: its loss also takes of a response: {', '.join(sorted(asked))}")
 
 
 @torch.no_grad()
@@ -72,10 +76,10 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
     logp_other = policies.log_prob(policy, prompt, y_other)
     ref_logp_other = policies.log_prob(reference, prompt, y_other)
     h = (logp - ref_logp) - (logp_other - ref_logp_other)
-    target = method.target_gap(label, options.tau, **options.set)
-    loss = method.loss(
-        logp, logp_other, ref_logp, ref_logp_other, label, options.tau, **options.set
-    )
+    asked = requested(method, policy, reference, prompt, y, y_other)
+    target = method.target_gap(label, options.tau, **options.set, **asked)
+    sides = logp, logp_other, ref_logp, ref_logp_other
+    loss = method.loss(*sides, label, options.tau, **options.set, **asked)
     rewards = method.LABEL == "reward"
     drawn_by = method.PAIR
     if options.offline:
@@ -90,7 +94,11 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
         tqdm.write(f"  log pi(y),  log pi_ref(y)  {logp[row]:12.6f} {ref_logp[row]:12.6f}")
         other = f"{logp_other[row]:12.6f} {ref_logp_other[row]:12.6f}"
         tqdm.write(f"  log pi(y'), log pi_ref(y') {other}")
-        if method.LEARNS_FROM == 2:
+        for name, value in asked.items():
+            tqdm.write(f"  {name:25s} {value[row]:12.6f}")
+        if target is None:  # a pair alone has none: the method's file says why
+            tqdm.write(f"  h, without a target        {h[row]:12.6f}")
+        elif method.LEARNS_FROM == 2:
             tqdm.write(f"  h, its target              {h[row]:12.6f} {target[row]:12.6f}")
         else:
             ratio = logp[row] - ref_logp[row]

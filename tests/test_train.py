@@ -174,7 +174,7 @@ def test_all_methods_see_the_same_prompts_and_the_same_first_responses():
     assert not torch.equal(other_seed[1].ids, first[1].ids)
 
 
-@pytest.mark.parametrize("loss", ["ipo", "nash_md", "rl"])
+@pytest.mark.parametrize("loss", method_names())
 def test_micro_batches_change_no_gradient(loss):
     """Seven pairs of different lengths at once, and in parts of 1, 2, 3 and 5: the gradient, in
     float64, to 1e-6 relative as promised (it is some 1e-15). A mean of means over the uneven parts,
@@ -395,6 +395,12 @@ def test_the_policy_folder_is_an_ordinary_one(finished):
 
 OTHERS = [["--loss", loss] for loss in SPEAKERS if loss != "ipo_md"]
 OTHERS += [["--loss", loss, "--offline"] for loss in ("ipo", "dpo", "slic")]
+ROOM = []  # the losses of losses/, on their own samples and on records
+for name in method_names():
+    if name not in SPEAKERS:
+        ROOM.append(["--loss", name])
+        if find_method(name).OFFLINE:
+            ROOM.append(["--loss", name, "--offline"])
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=" ".join)
@@ -415,6 +421,20 @@ def test_every_loss_completes_on_the_same_stages(place, finished, options, capsy
     assert new <= ({"reward"} if "rl" in options else set())
     summary = json.loads((place / name / "summary.json").read_text())
     assert summary["loss"] == options[1] and 0 <= summary["win_rate"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ROOM, ids=" ".join)
+def test_every_other_loss_completes(place, finished, options):
+    """Exit status 0, three steps with a finite loss and a gradient, and weights that moved from the
+    start's."""
+    name = "-".join(options).strip("-")
+    assert run(place, name, *options) == 0
+    lines = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 3 and all(math.isfinite(line["loss"]) for line in steps)
+    assert all(0 < line["grad_norm"] < 1e6 for line in steps) and steps[-1]["log_ratio"] != 0
+    assert json.loads((place / name / "summary.json").read_text())["loss"] == options[1]
 
 
 def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
