@@ -10,7 +10,7 @@ import torch  # noqa: F401  for your code
 from ipo import log_ratio_gap  # noqa: F401
 
 
-def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
+def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, smoothing=0.0):
     """Soft-label DPO loss -p log sigmoid(tau h) - (1 - p) log sigmoid(-tau h), one value a pair.
 
     logp, logp_other:
@@ -21,6 +21,8 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
         [B] p(y > y' | x) in [0, 1]; 1 where y is a recorded winner, 0 where it is the loser.
     tau:
         above 0, the regularisation strength.
+    smoothing:
+        from 0, the source's DPO, to 1/2, where every label is a draw.
 
     Returns [B], unreduced. At h = 0 it is log 2 for every p.
 
