@@ -6,6 +6,7 @@
   everything   the three above and Figure 6
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
+  survey       every loss once, at its defaults
   solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase
   memory       how much memory a step takes

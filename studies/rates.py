@@ -9,14 +9,9 @@ Run: python -m studies.rates                  (about an hour on 2 cores)
      python -m studies.rates --from-results   (prints the tables from the lines of results/ alone)
 """
 
-import contextlib
-import io
-import os
 import statistics
 import sys
 
-import job.options
-import train
 from studies import runs
 
 PEAKS = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -49,20 +44,6 @@ def cell(study, loss, peak, decay, warm_up, seed=0):
     )
 
 
-def run_rate(todo):
-    """Runs a cell. Returns its line: the final policy against the start on validation prompts."""
-    there = todo["where"]
-    folder = todo["name"].replace(": ", "-").replace(" ", "-")
-    stages = os.path.join(there["folder"], "stages")
-    out = os.path.join(there["folder"], folder)
-    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        train.run_job(job.options.parse(argv))
-    pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
-    line = {name: value for name, value in todo.items() if name != "where"}
-    return line | runs.compare(pair)
-
-
 def table(lines):
     """Prints the lines, a row a run."""
     print("| method | peak | decay | warm-up | seed | win rate (se) | KL | length | distinct |")
@@ -83,7 +64,7 @@ def factors(study):
                 cells.append(cell(study, "ipo_md", peak, decay, warm_up))
     for peak in PEAKS:
         cells.append(cell(study, "ipo_md", peak, "cosine", WARM_UP))
-    table(runs.gather(study, run_rate, cells))
+    table(runs.gather(study, runs.run_to_end, cells))
 
 
 def seeds(study):
@@ -94,7 +75,7 @@ def seeds(study):
     for rate in SEEDS_RATES:
         for seed in range(5):
             cells.append(cell(study, "ipo_md", *rate, seed=seed))
-    lines = runs.gather(study, run_rate, cells)
+    lines = runs.gather(study, runs.run_to_end, cells)
     for start in range(0, len(lines), 5):
         same = lines[start : start + 5]
         wins = [line["win_rate"] for line in same]
@@ -111,7 +92,7 @@ def methods(study):
     for loss in runs.NAMES:
         for peak in PEAKS:
             cells.append(cell(study, loss, peak, "linear", WARM_UP))
-    table(runs.gather(study, run_rate, cells))
+    table(runs.gather(study, runs.run_to_end, cells))
 
 
 PARTS = dict(factors=factors, seeds=seeds, methods=methods)

@@ -153,6 +153,21 @@ def run_cell(todo):
     return line
 
 
+def run_to_end(todo):
+    """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and the
+    seconds that the alignment and its last evaluation took in one thread."""
+    there = todo["where"]
+    folder = todo["name"].replace(": ", "-").replace(" ", "-")
+    stages = os.path.join(there["folder"], "stages")
+    out = os.path.join(there["folder"], folder)
+    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        summary = train.run_job(job.options.parse(argv))
+    pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
+    line = {name: value for name, value in todo.items() if name != "where"}
+    return line | dict(seconds=summary["seconds"]) | compare(pair)
+
+
 @torch.no_grad()
 def compare(todo):
     """The line of policy a against b: evaluate.measure's numbers under the panel, and, of the same
