@@ -45,14 +45,20 @@ def joined():
     Inside, all but process 0 are silent. Yields say(line), which writes a line on the standard
     error unless another process has: what all of them find out is said once.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
+    # All of what torchrun sets: a cluster's own WORLD_SIZE alone starts no other process.
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    if not launched or os.environ.get("WORLD_SIZE", "1") == "1" or distributed.is_initialized():
         yield lambda line: print(line, file=sys.stderr)
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    store, number, count = next(distributed.rendezvous("env://"))
-    # No backend is named: gloo for the CPU's tensors, nccl for CUDA's where there is one.
-    distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
+    try:
+        store, number, count = next(distributed.rendezvous("env://"))
+        # No backend is named: gloo for the CPU's tensors, nccl for CUDA's where there is one.
+        distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        sys.exit(f"error: cannot join the run's other processes: {reason}")
     loud = sys.stderr
 
     def say(line):

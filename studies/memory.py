@@ -29,7 +29,7 @@ import preference_model
 import train
 from studies.bench import peak_memory
 
-PROMPTS, PROMPT_TOKENS, NEW = 16, 128, 48
+PROMPTS, PROMPT_TOKENS, NEW = 4, 128, 48
 SIZES = {
     "default": dict(kind="gpt2", vocab_size=70, n_layer=2, n_embd=128, n_head=4),
     "GPT-2 124M": dict(kind="gpt2", vocab_size=50257, n_layer=12, n_embd=768, n_head=12),
@@ -48,13 +48,13 @@ SIZES = {
 SETTINGS = {
     "float32": [],
     "bfloat16": ["--dtype", "bfloat16"],
-    "float32, micro-batches of 2": ["--micro-batch-size", "2"],
+    "float32, micro-batches of 1": ["--micro-batch-size", "1"],
     "float32, checkpointing": ["--gradient-checkpointing"],
     "bfloat16, both": [
         "--dtype",
         "bfloat16",
         "--micro-batch-size",
-        "2",
+        "1",
         "--gradient-checkpointing",
     ],
 }

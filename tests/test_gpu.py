@@ -75,7 +75,7 @@ def test_a_cell_of_the_memory_table(monkeypatch):
         return pair_losses(options, method, policy, reference, prompt, *rest)
 
     monkeypatch.setattr(memory.train, "pair_losses", watched)
-    for setting, parts in (("float32", [(16, False)]), ("bfloat16, both", [(2, True)] * 8)):
+    for setting, parts in (("float32", [(4, False)]), ("bfloat16, both", [(1, True)] * 4)):
         peak, spent = memory.cell("small", setting, "cpu")
         assert asked == parts * 2 and spent > 0 and (peak is None or peak > 1e7)
         asked.clear()

@@ -147,6 +147,21 @@ def test_sums_gathers_and_errors(tmp_path):
     assert together(tmp_path, 3, work) == [wanted] * 3
 
 
+def test_what_is_not_torchruns_is_not_joined(monkeypatch, capsys):
+    """A WORLD_SIZE alone, as some clusters set it, starts one process; an address that is none is
+    one line."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with parallel.joined():
+        assert parallel.size() == 1
+    for name, value in dict(RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="x").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="cannot join the run's other processes"):
+        with parallel.joined():
+            pass
+
+
 def test_a_line_is_said_once(tmp_path, capfd):
     """By whoever comes first, though all but process 0 are silent."""
 
