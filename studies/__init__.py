@@ -9,6 +9,7 @@
   survey       every loss once, at its defaults
   solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase
+  processes    what several processes gain
   memory       how much memory a step takes
   gpu          all that is to check and to measure on a GPU
 runs.py holds what the first three share.
