@@ -6,5 +6,6 @@
   everything   the three above and Figure 6
   gates        what the built-in task, its preference model and the default runs must hold
   bench        what a step costs, phase by phase
+  ai_feedback  no command but a file for --preference: a language model asked which is better
 runs.py holds what the first three share.
 """
