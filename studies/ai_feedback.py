@@ -43,7 +43,10 @@ def load(source):
     # Some tokenizers write " 1" as a space and a digit: the space belongs to the question.
     shared = one[:-1]
     if one == two or len(one) != len(two) or shared != two[:-1]:
-        raise ValueError(f"{source}: has no words for the answers 1 and 2; give another model")
+        raise ValueError(
+            f"{source}: has no words for the answers 1 and 2; "
+            "name another model in AI_FEEDBACK_MODEL"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer, shared, [one[-1], two[-1]]
 

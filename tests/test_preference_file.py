@@ -311,6 +311,20 @@ def test_every_batch_is_checked(tmp_path, three):
         asked(*pairs)
 
 
+def test_a_model_in_the_file_keeps_its_precision(tmp_path, three):
+    """--dtype bfloat16 is for the policy: a product of the file's stays in float32."""
+    tokenizer, *pairs = three
+    path = tmp_path / "rule.py"
+    path.write_text(
+        "import torch\n"
+        "def preference(prompts, ys, ys_other):\n"
+        "    product = torch.ones(3, 3) @ torch.ones(3, 3)\n"
+        "    return [0.5] * 3 if product.dtype == torch.float32 else [0.0] * 3\n"
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert judged.Asked("--preference", str(path), tokenizer)(*pairs).tolist() == [0.5] * 3
+
+
 REFUSED = {
     "a reward": (["--loss", "rl"], "--loss rl learns from a reward"),
     "offline": (["--loss", "dpo", "--offline"], "--offline learns from recorded votes"),
