@@ -240,7 +240,7 @@ class Records:
     demos:
         dicts of prompt and completion, or none: then chosen responses take their place.
     comparisons:
-        dicts of prompt, chosen and rejected.
+        dicts of prompt, chosen and rejected, or none: then no preference model can be trained.
     prompts:
         dicts of prompt, to align and evaluate on, or none: then those of the demos, or comparisons.
     tokenizer:
@@ -254,6 +254,7 @@ class Records:
     comparisons' other prompts go by halves to the preference model and the judge; without demos by
     thirds, and the chosen responses of the last third are the demos. The demos' other prompts go to
     the supervised policy. The judge is a second preference model, trained later: here it is None.
+    Prompts alone are enough for a policy that is to imitate nothing.
     Raises ValueError if no prompt is left for a split.
     """
 
@@ -268,6 +269,7 @@ class Records:
         self.data_seed = data_seed
         self.cut = set()  # texts of the prompts that were too long
         self.orders = {}  # stage -> (epoch, its shuffled row numbers)
+        self.wants_demos = bool(demos or comparisons)
         shares = ["preference", "judge"]
         if not demos:
             shares.append("supervised")
@@ -276,14 +278,18 @@ class Records:
             split[record["prompt"]] = split_of(record["prompt"], shares)
         # role -> its comparisons; those about test prompts are in none
         self.compared = {}
-        for role in [*shares, "held out"]:
-            self.compared[role] = [r for r in comparisons if split[r["prompt"]] == role]
+        if comparisons:
+            for role in [*shares, "held out"]:
+                self.compared[role] = [r for r in comparisons if split[r["prompt"]] == role]
         self.demonstrations = self.choose_demonstrations(demos, split)
         self.prompts_of = choose_prompts(prompts or demos or comparisons, split)
         self.check_splits()
 
     def choose_demonstrations(self, demos, split):
-        """Demos about prompts that no comparison has; without demos, a share's chosen responses."""
+        """Demos about prompts that no comparison has; without demos, a share's chosen responses.
+
+        None where there are neither demos nor comparisons.
+        """
         chosen = []
         if demos:
             for record in demos:
@@ -291,13 +297,15 @@ class Records:
                 if prompt not in split and split_of(prompt, ["demo"]) == "demo":
                     chosen.append(record)
         else:
-            for record in self.compared["supervised"]:
+            for record in self.compared.get("supervised", []):
                 chosen.append(dict(prompt=record["prompt"], completion=record["chosen"]))
         return chosen
 
     def check_splits(self):
         """Raises ValueError if a split is empty."""
-        splits = {**self.compared, **self.prompts_of, "supervised": self.demonstrations}
+        splits = {**self.compared, **self.prompts_of}
+        if self.wants_demos:
+            splits["supervised"] = self.demonstrations
         for name, rows in splits.items():
             if not rows:
                 raise ValueError(
@@ -499,7 +507,7 @@ def open_task(options):
     ValueError, naming the option, if the data, the policy or the tokenizer cannot be used.
     """
     from_scratch = options.policy in policies.SIZES
-    if not options.comparisons:
+    if not (options.demos or options.comparisons or options.prompts):
         if not from_scratch:
             raise ValueError(
                 f"--policy {options.policy}: the built-in task has its own words; "

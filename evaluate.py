@@ -1,9 +1,10 @@
 """Side-by-side evaluation: two policies' responses to the same prompts, under a judge.
 
-The judge gives p(y > y' | x) for two responses: the panel of the built-in task, exact, or a
-preference model's folder.
-Left out: ties, human judges, confidence beyond the standard error over prompts.
-Run: python evaluate.py A B [--judge panel|FOLDER] [--prompts FILE]    (A, B: policy or run folders)
+The judge gives p(y > y' | x) for two responses: the panel of the built-in task, exact, a preference
+model's folder, or a FILE.py of one's own (job/judged.py).
+Left out: ties, confidence beyond the standard error over prompts.
+Run: python evaluate.py A B [--judge panel|FOLDER|FILE.py] [--prompts FILE]
+     (A, B: policy or run folders)
 """
 
 import argparse
@@ -22,7 +23,7 @@ import policy as policies
 import preference_model
 import sampler
 import side_by_side
-from job import parallel, report
+from job import judged, parallel, report
 from job.options import fail
 from policy import Tokens
 
@@ -155,7 +156,8 @@ def parse(argv):
     add(
         "--judge",
         default="panel",
-        help="panel (the built-in task's annotators) or a preference model's folder",
+        help="panel (the built-in task's annotators), a preference model's folder, or a FILE.py: "
+        "code of yours, which is run, with a function preference(prompts, ys, ys_other) on texts",
     )
     add(
         "--prompts",
@@ -184,15 +186,30 @@ def policy_folder(path):
     return inside if os.path.isdir(inside) else path
 
 
+def open_judge(options, policy, tokenizer):
+    """--judge's FILE.py or preference model. Raises ValueError if it cannot read the policies."""
+    if options.judge.endswith(".py"):
+        return judged.Asked("--judge", options.judge, tokenizer)
+    judge = preference_model.load(options.judge)
+    if judge.body.config.vocab_size != policy.config.vocab_size:
+        raise ValueError(
+            f"--judge {options.judge}: give a judge that reads the policies' own tokens"
+        )
+    return judge
+
+
 def own_prompts(options, policy, other, tokenizer):
     """(task, judge) for --prompts. Raises ValueError naming the option."""
     if options.judge == "panel":
         raise ValueError(
             "--judge panel reads only the built-in task's posts; "
-            "give a preference model's folder with --prompts"
+            "give a preference model's folder or a FILE.py with --prompts"
         )
-    judge = preference_model.load(options.judge)
-    positions = min(policies.context(model) for model in (policy, other, judge.body))
+    judge = open_judge(options, policy, tokenizer)
+    models = [policy, other]
+    if not isinstance(judge, judged.Asked):  # which reads texts, of any length
+        models.append(judge.body)
+    positions = min(policies.context(model) for model in models)
     room = positions - options.max_response_tokens
     limit = options.max_prompt_tokens or room
     if options.max_response_tokens < 1 or not 1 <= limit <= room:
@@ -224,17 +241,13 @@ def compare(options):
         if tokenizer.get_vocab() != task.tokenizer.get_vocab():
             raise ValueError(
                 f"{options.a}: does not speak the built-in task's words; "
-                "give --prompts FILE and --judge FOLDER"
+                "give --prompts FILE and --judge FOLDER or FILE.py"
             )
         judge = task.judge
         if options.judge != "panel":
-            judge = preference_model.load(options.judge)
-    reads_them = judge is task.judge or judge.body.config.vocab_size == policy.config.vocab_size
-    if options.count < 1 or not reads_them:
-        raise ValueError(
-            f"--count {options.count}, --judge {options.judge}: "
-            "give at least 1, and a judge that reads the policies' own tokens"
-        )
+            judge = open_judge(options, policy, tokenizer)
+    if options.count < 1:
+        raise ValueError(f"--count {options.count}: give at least 1")
     numbers, kept = measure(policy, other, judge, task, "test", options.count, options.seed)
     return numbers, kept, judge, tokenizer
 

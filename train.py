@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import parallel, report, stages
+from job import judged, parallel, report, stages
 from job.options import find_method, parse, precision, requested
 from policy import Tokens
 
@@ -195,23 +195,20 @@ def run_job(options):
         return summary
     method = find_method(options.loss)
     report.print_method(options, method)
+    asked = judged.asked_file(options, task.tokenizer)
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
         reference.requires_grad_(False)  # frozen for good; the policy is another copy
-        rewards = method.LABEL == "reward"
-        model, model_path = stages.preference(
-            options, task, reference, path, "preference", pairwise=not rewards
+        preference, judge, model_path = stages.labels_and_judge(
+            options, method, task, reference, path, asked
         )
-        judge = task.judge or stages.preference(options, task, reference, path, "judge")[0]
         policy = policies.load(path)[0].to(options.device)
         if options.gradient_checkpointing:
             policies.recompute_layers(policy)
         run.begins_from(path, model_path)
-        # Of Bradley-Terry, the logit is r(y) - r(y').
-        preference = model.logit if rewards else model
         align(run, options, method, task, policy, reference, preference, judge)
-        asked = options.eval_prompts
-        numbers, kept = evaluate.measure(policy, reference, judge, task, "test", asked)
+        count = options.eval_prompts
+        numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import os
 import re
 from pathlib import Path
 
@@ -201,6 +202,13 @@ def add_data_options(add):
         help="records prompt, to align and evaluate on (default: the demos' or comparisons')",
     )
     add(
+        "--preference",
+        metavar="FILE.py",
+        help="code of yours, which is run: its function preference(prompts, ys, ys_other) takes "
+        "lists of texts and returns probabilities; in place of a trained preference model, "
+        "and of the judge but on the built-in task, whose panel stays",
+    )
+    add(
         "--policy",
         default="tiny",
         help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
@@ -285,13 +293,9 @@ def complete(options):
             f"--offline: --loss {options.loss} learns from its own samples; "
             f"take one of {', '.join(others)}"
         )
-    own_data = options.demos or options.comparisons
-    if not own_data and (options.prompts or options.tokenizer):
-        fail("--prompts and --tokenizer go with your own data; give --comparisons too")
-    if own_data and not options.comparisons:
-        fail("--demos: needs --comparisons to learn a preference model from")
-    if own_data and options.tokenizer and options.policy not in policies.SIZES:
-        fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
+    if options.preference:
+        check_preference(options, method)
+    check_data(options)
     if options.batch_size < parallel.size():
         fail(
             f"--batch-size {options.batch_size}: fewer than the {parallel.size()} processes; "
@@ -311,6 +315,44 @@ def complete(options):
     if options.out is None:
         kind = f"{options.loss}-offline" if options.offline else options.loss
         options.out = f"runs/{kind}-seed{options.seed}"
+
+
+def check_preference(options, method):
+    """Raises ValueError for what --preference does not go with, or if there is no such file."""
+    option = f"--preference {options.preference}"
+    if not os.path.isfile(options.preference):
+        fail(f"{option}: no such file; give a .py file")
+    if options.offline:
+        fail(f"{option}: --offline learns from recorded votes and asks nobody; leave one out")
+    if method.LABEL == "reward":
+        others = [name for name in method_names() if find_method(name).LABEL == "preference"]
+        fail(
+            f"{option}: --loss {options.loss} learns from a reward, the file gives preferences; "
+            f"take one of {', '.join(others)}"
+        )
+
+
+def check_data(options):
+    """Raises ValueError for records that are not enough, or a tokenizer that is not wanted."""
+    from_scratch = options.policy in policies.SIZES
+    if not (options.demos or options.comparisons):
+        if options.preference and options.prompts:
+            # Nothing to imitate, nothing to learn a preference from: the policy is the start.
+            if from_scratch or options.supervised_steps > 0:
+                fail(
+                    "--prompts: there is nothing to imitate; "
+                    "give --demos too, or a --policy FOLDER with --supervised-steps 0"
+                )
+        elif options.prompts or options.tokenizer:
+            fail("--prompts and --tokenizer go with your own data; give --comparisons too")
+        else:
+            return
+    elif not options.comparisons and not options.preference:
+        fail(
+            "--demos: needs --comparisons to learn a preference model from, or a --preference file"
+        )
+    if options.tokenizer and not from_scratch:
+        fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")
 
 
 def checked_constants(options, method):

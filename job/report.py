@@ -120,7 +120,8 @@ def samples(kept, judge, tokenizer, count=5):
     count:
         number of prompts.
     """
-    prompt, y, y_other = kept[0]
+    # No more than are shown: a judge may be slow, or a person.
+    prompt, y, y_other = (part.rows(slice(0, count)) for part in kept[0])
     preference = judge(prompt, y, y_other)
     votes = None
     if hasattr(judge, "votes"):
@@ -130,7 +131,7 @@ def samples(kept, judge, tokenizer, count=5):
         for part in (prompt, y, y_other)
     )
     lines = []
-    for row in range(min(count, len(preference))):
+    for row in range(len(preference)):
         lines.append(f"prompt: {asked[row]}")
         lines.append(f"  start:  {start[row]}")
         lines.append(f"  result: {result[row]}")

@@ -71,9 +71,14 @@ class Run:
         return os.path.join(self.options.out, name)
 
     def begins_from(self, reference_path, preference_path):
-        """Notes the weights that the run is made from, so that it is not resumed with others."""
+        """Notes the weights that the run is made from, so that it is not resumed with others.
+
+        preference_path is None where no preference model was trained.
+        """
         for name, folder in (("reference", reference_path), ("preference", preference_path)):
-            self.made_from[name] = file_hash(os.path.join(folder, "model.safetensors"))
+            self.made_from[name] = None
+            if folder is not None:
+                self.made_from[name] = file_hash(os.path.join(folder, "model.safetensors"))
 
     def on_signal(self, number):
         """Ctrl-C and SIGTERM.
@@ -187,6 +192,8 @@ def existing_run(options, data_hash):
     for name, value in vars(options).items():
         if name not in NEUTRAL:
             config[name] = value
+    if options.preference:  # a file that was changed is another run
+        config["preference_file"] = file_hash(options.preference)
     out = options.out
     path = os.path.join(out, "config.json")
     if not os.path.exists(path):

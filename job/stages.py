@@ -143,6 +143,44 @@ def weights_hash(model):
     return digest.hexdigest()
 
 
+def labels_and_judge(options, method, task, reference, reference_path, asked):
+    """Who says which response is better, while training and while evaluating.
+
+    options:
+        of the run.
+    method:
+        the method's file: its LABEL says whether it takes preferences or rewards.
+    task:
+        where the comparisons come from; its judge judges, if it has one.
+    reference, reference_path:
+        the supervised policy and its folder.
+    asked:
+        the preference of --preference's file, or None to train a model of it.
+
+    Returns (preference, judge, the preference model's folder or None if there is none): both are
+    called with (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y').
+    """
+    if asked is not None:
+        judge = task.judge or asked
+        if judge is asked:
+            print(f"preference and judge: {asked.path} is asked, no model is trained")
+        else:
+            print(
+                f"preference: {asked.path} is asked, no model is trained; judge: the task's own "
+                f"panel (python evaluate.py A B --judge {asked.path} asks the file)"
+            )
+        return asked, judge, None
+    rewards = method.LABEL == "reward"
+    model, path = preference(
+        options, task, reference, reference_path, "preference", pairwise=not rewards
+    )
+    judge = task.judge
+    if judge is None:
+        judge, _ = preference(options, task, reference, reference_path, "judge")
+    # Of Bradley-Terry, the logit is r(y) - r(y').
+    return (model.logit if rewards else model), judge, path
+
+
 def preference(options, task, reference, reference_path, role, pairwise=True):
     """A preference model, or the reward, trained on votes; prints how well it does on held-out
     pairs.

@@ -7,10 +7,12 @@
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
   survey       every loss once, at its defaults
+  stationary   where each method of losses/ stops
   solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase
   processes    what several processes gain
   memory       how much memory a step takes
   gpu          all that is to check and to measure on a GPU
-runs.py holds what the first three share.
+  ai_feedback  no command but a file for --preference: a language model asked which is better
+runs.py holds what table2, figures, same_tau, rates and survey share.
 """
