@@ -125,7 +125,7 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
     about 1e-9 for tau >= 0.1.
     Hints. Work on log-probabilities: log_softmax is the division by Z. newton(field, log_pi) is at
     hand, it finds a zero of any function of log_pi; begin at tau = 1 and lower tau in steps. Or
-    damp: a small step from log_pi towards log respond, many times (a step of tau/(tau^2 + 1/4)
+    damp: a small step from log_pi towards log respond, many times (tau^2/(tau^2 + 1/4) of the way
     settles in any game). win_rate of exercise 1 is at hand, correct.
     Tests. kl and respond by hand; the gap against a maximum found by ascent; the equilibrium
     against its own equation, the closed form of two actions and the limit of a large tau; eq 13 for
