@@ -706,7 +706,9 @@ def test_the_trainer_gives_what_is_asked_for(name):
     for key, value in known.items():
         more += ["--set", f"{key}={value}"]
     options, method = parsed(name, *more), find_method(name)
-    found, ratio = train.pair_losses(options, method, policy, reference, PROMPT, Y, OTHER, LABEL)
+    given = requested(method, policy, reference, PROMPT, Y, OTHER)
+    pairs = PROMPT, Y, OTHER, LABEL
+    found, ratio = train.pair_losses(options, method, policy, reference, *pairs, **given)
     sides = []
     for model in (policy, reference):
         sides += [policies.log_prob(model, PROMPT, side) for side in (Y, OTHER)]
@@ -731,7 +733,8 @@ def test_a_pair_is_shown(name, capsys):
     pairs = PROMPT, Y, OTHER, LABEL
     report.show_pairs(options, method, words, policy, reference, *pairs)
     out = capsys.readouterr().out
-    values = train.pair_losses(options, method, policy, reference, *pairs)[0]
+    given = requested(method, policy, reference, PROMPT, Y, OTHER)
+    values = train.pair_losses(options, method, policy, reference, *pairs, **given)[0]
     shown = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("  loss")]
     assert shown == pytest.approx(values[:2].tolist(), abs=2e-6)
     for request in FILES[name][2]:

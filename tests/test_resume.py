@@ -443,3 +443,20 @@ def test_a_full_device(started, monkeypatch, capsys):
     assert all(
         word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--out")
     )
+
+
+def test_a_methods_own_weights_are_resumed(started, monkeypatch):
+    """DRO's value is in the checkpoints: killed in step 9 and resumed, policy, value and metrics
+    are those of the run that was not, to the bit, and the folder loads as any policy's."""
+    argv = ["--loss", "dro", "--steps", "12", "--lr", "0.01"]
+    uninterrupted = options(started, *argv, "--out", str(started / "whole" / "run"))
+    assert train.main(uninterrupted) == 0
+    plain = result(started / "whole")
+    between(monkeypatch, lambda step: kill() if step == 9 else None)
+    assert killed(*options(started, *argv))
+    monkeypatch.undo()
+    monkeypatch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
+    assert train.main(options(started, *argv, "--resume")) == 0
+    assert same(result(started), plain)
+    assert plain[0]["value.2.weight"].abs().max() > 0.01
+    policies.load(str(started / "run" / "policy"))
