@@ -1,5 +1,6 @@
 """What a run shows: one step in text and numbers, the samples, the pictures, the results."""
 
+import copy
 import json
 import os
 
@@ -84,7 +85,7 @@ def show_group(options, method, tokenizer, policy, reference, prompt, *responses
     """Prints the first two prompts of a batch with all responses, before the step is taken.
 
     Arguments as show_pairs, with K responses; label is [B, K, K] p(y_i > y_j | x), of which each
-    response's mean is shown, or [B, K] r(y).
+    response's mean is shown, or [B, K] r(y), or [B] p(y_1 > y_2 | x).
     """
     rows = slice(0, 2)
     *responses, label = responses_and_label
@@ -96,6 +97,8 @@ def show_group(options, method, tokenizer, policy, reference, prompt, *responses
     name, shown = "r(y)", label
     if label.ndim == 3:
         name, shown = "p(y > the group)", label.mean(2)
+    if label.ndim == 1:
+        name, shown = "p(y1 > y2)", label[:, None].expand(-1, len(responses))
     text, drawers = tokenizer.batch_decode(prompt.lists()), drawn_by(options, method)
     for row in range(len(loss)):
         tqdm.write(f"\nprompt {row + 1}: {text[row]}")
@@ -131,7 +134,9 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
         [B] p(y > y' | x), or r(y) - r(y') where the method's LABEL is "reward".
     """
     rows = slice(0, 2)
-    whole = of_batch(options, method, policy, reference, prompt, y, y_other, label)
+    # A copy: a method may count the batches in the policy, and showing one is no step.
+    still = copy.deepcopy(policy) if hasattr(method, "OF_BATCH") else policy
+    whole = of_batch(options, method, still, reference, prompt, y, y_other, label)
     prompt, y, y_other, label = prompt.rows(rows), y.rows(rows), y_other.rows(rows), label[rows]
     logp = policies.log_prob(policy, prompt, y)
     ref_logp = policies.log_prob(reference, prompt, y)

@@ -37,6 +37,12 @@ def label_pairs(preference, prompt, *responses):
 
 
 @torch.no_grad()
+def label_first(preference, prompt, y, y_other, *others):
+    """The first against the second alone, [B], for methods whose other responses are no rivals."""
+    return preference(prompt, y, y_other)
+
+
+@torch.no_grad()
 def label_rewards(reward, prompt, *responses):
     """Every response's own reward(prompt, y), nats, [B, K]."""
     return torch.stack([reward(prompt, response) for response in responses], 1)

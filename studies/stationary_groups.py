@@ -15,6 +15,7 @@ import torch
 
 import bandit
 from job.options import find_method
+from losses.groups import label_first
 from studies.stationary import (
     bradley_terry_game,
     cyclic_game,
@@ -56,6 +57,8 @@ def group_gradient(method, game, laws, log_pi, **given):
         weight = weight + (log_now.detach() if law is None else law)[rows[:, place]]
     if method.LABEL == "rewards":
         label = game.rewards[rows]
+    elif method.label_pairs is label_first:
+        label = game.preferences[rows[:, 0], rows[:, 1]]
     else:
         label = game.preferences[rows[:, :, None], rows[:, None, :]]
     value = method.loss(log_now[rows], game.log_ref[rows], label, game.tau, **given)
@@ -126,6 +129,80 @@ def lipo_point(game):
     return hard_point(game, pair_weights(game) * gain * discount)
 
 
+def best_of(game, responses):
+    """log of the law of the best of so many recorded responses, [n]."""
+    law, order = game.log_data.exp(), game.rewards.argsort()
+    below = torch.cat([torch.zeros(1, dtype=law.dtype), law[order].cumsum(0)])
+    best = torch.empty_like(law)
+    best[order] = (below**responses).diff()
+    return best.log()
+
+
+def rrhf_point(game, responses):
+    """The best's law, if in it the better are the likelier: then no hinge is on, and what is left
+    is the likelihood of the best. Raises ValueError where a hinge is on.
+    """
+    point = best_of(game, responses)
+    if (point[game.rewards.argsort()].diff() <= 0).any():
+        raise ValueError("the best's law has a hinge on: RRHF stops on kinks")
+    return point
+
+
+def pro_point(game, weight):
+    """Solved, K = 2: log(1 + e^-z), z = (r - r') (L(w) - L(l)), the winner certain, and the
+    likelihood of the best. Convex in the logits. No pi_ref.
+    """
+    law, apart = game.log_data.exp(), torch.relu(game.rewards[:, None] - game.rewards[None])
+    best = best_of(game, 2).exp()
+
+    def field(log_pi):
+        push = apart * torch.sigmoid(-apart * (log_pi[:, None] - log_pi[None]))
+        push = 2 * law[:, None] * law[None] * push
+        return on_logits(log_pi, push.sum(0) - push.sum(1) - weight * best)
+
+    return solve(field, best_of(game, 2))
+
+
+def sppo_point(game, responses):
+    """The targets' mean is (K-1)/K (p(y > pi) - 1/2)/tau: Nash at tau K/(K-1)."""
+    tau = game.tau * responses / (responses - 1)
+    return bandit.fixed_point(game.preferences, game.log_ref, tau)
+
+
+def typo_point(game, law):
+    """Solved. 2 law(y) sum_y' law(y') (p(y > y') - sigmoid(L(y) - L(y'))) is
+    tau (pi(y) - pi_ref(y)): between the Bradley-Terry projection of p and pi_ref. On recorded
+    pairs convex in the logits.
+
+    law:
+        [n] log of the law that y and y' are from; None for the policy's own.
+    """
+
+    def field(log_pi):
+        drawn = (log_pi if law is None else law).exp()
+        wrong = torch.sigmoid(log_pi[:, None] - log_pi[None]) - game.preferences
+        push = 2 * drawn * (wrong * drawn[None]).sum(1)
+        return on_logits(log_pi, push - game.tau * game.log_ref.exp())
+
+    return solve(field, game.log_ref)
+
+
+def d2o_point(game, alpha):
+    """Solved, with one sample of the start: tau on it, -alpha on the loser, of the losers' law
+    2 mu(y) (1 - p(y > mu)), each times sigmoid(alpha d(l) - tau d(y)).
+    """
+    lost = 1 - bandit.win_rate(game.preferences, game.log_data)
+    losers = 2 * game.log_data.exp() * lost
+
+    def field(log_pi):
+        ratio = log_pi - game.log_ref
+        push = torch.sigmoid(alpha * ratio[None] - game.tau * ratio[:, None])
+        push = game.log_ref.exp()[:, None] * losers[None] * push
+        return on_logits(log_pi, alpha * push.sum(0) - game.tau * push.sum(1))
+
+    return solve(field, game.log_ref)
+
+
 def dro_value(game):
     """V = tau log sum pi_ref e^(r/tau), with gradient, for the field's last entry."""
     level = torch.logsumexp(game.log_ref + game.rewards / game.tau, 0)
@@ -154,22 +231,38 @@ def kto_point(game, lambda_d):
     return solve(field, game.log_ref, game.log_data)
 
 
-def kto_field(game, **constants):
-    """log pi -> KTO's expected gradient on recorded pairs, z0 without gradient."""
-    kto = find_method("kto")
+def batch_field(name, game, of_batch, **constants):
+    """log pi -> a batch-coupled loss's expected gradient on recorded pairs.
+
+    of_batch:
+        log pi -> the numbers of the batch by name; they get no gradient.
+    """
+    loss = find_method(name).loss
 
     def field(log_pi):
         logits = log_pi.detach().requires_grad_()
         log_now = torch.log_softmax(logits, 0)
-        z0 = kto_level(game, log_now).detach()
         first, second = groups(len(logits), 2).T
         sides = log_now[first], log_now[second], game.log_ref[first], game.log_ref[second]
-        label = game.preferences[first, second]
-        value = kto.loss(*sides, label, game.tau, z0=z0, **constants)
+        label, given = game.preferences[first, second], of_batch(log_now.detach())
+        value = loss(*sides, label, game.tau, **given, **constants)
         weight = (game.log_data[first] + game.log_data[second]).exp()
         return torch.autograd.grad((weight * value).sum(), logits)[0]
 
     return field
+
+
+def kto_field(game, **constants):
+    """KTO's field, with the z0 of the policy it is at."""
+    return batch_field("kto", game, lambda log_pi: {"z0": kto_level(game, log_pi)}, **constants)
+
+
+def beta_dpo_field(game):
+    """beta-DPO's field where its running mean has come to rest, so M = M0, with uneven weights."""
+    count = len(game.log_ref) ** 2
+    kept = 0.5 + torch.arange(count, dtype=torch.float64) / count
+    at_rest = {"shift": torch.zeros(count, dtype=torch.float64), "kept": kept}
+    return batch_field("beta_dpo", game, lambda log_pi: at_rest)
 
 
 # The table
@@ -177,22 +270,30 @@ def kto_field(game, **constants):
 
 def plan(seed=0, tau=0.5):
     """A Row for every statement."""
-    recorded = bradley_terry_game(seed, tau)
-    mu = recorded.log_data
-    hard = hard_game(seed, tau)
-    value = dro_value(recorded)
-    three, two = [None] * 3, [hard.log_data] * 2
-    given = {"extra": value}
-    kto = Row(
-        "kto lambda_d 4", "solved", kto_point(recorded, 4.0), kto_field(recorded, lambda_d=4.0)
-    )
+    recorded, cyclic, hard = bradley_terry_game(seed, tau), cyclic_game(seed, tau), hard_game(seed)
+    flat = recorded._replace(log_data=torch.full_like(recorded.log_ref, 0.25).log())
+    mu, ref, even = recorded.log_data, recorded.log_ref, flat.log_data
+    three, two, one = [None] * 3, [hard.log_data] * 2, torch.ones((), dtype=torch.float64)
+    given, length = {"extra": dro_value(recorded)}, {"length": one}
+    rest, winner = rlhf(recorded), "solved, no reference"
+    kto = kto_field(recorded, lambda_d=4.0)
+    typo, own_typo = typo_point(recorded, mu), typo_point(cyclic, None)
     return [
-        kto,
+        Row("kto lambda_d 4", "solved", kto_point(recorded, 4.0), kto),
+        Row("beta_dpo at rest", "RLHF", rest, beta_dpo_field(recorded)),
         row("lipo K 2, hard", "solved", lipo_point(hard), hard, two),
-        row("dro recorded", "RLHF, V = tau log Z", rlhf(recorded), recorded, [mu] * 2, **given),
-        row("dro online", "RLHF, V = tau log Z", rlhf(recorded), recorded, three[:2], **given),
-        row("rloo K 2", "RLHF", rlhf(recorded), recorded, three[:2]),
-        row("rloo K 3", "RLHF", rlhf(recorded), recorded, three),
+        row("list_mle K 2, hard", "solved", hard_point(hard, pair_weights(hard)), hard, two),
+        row("dro recorded", "RLHF, V = tau log Z", rest, recorded, [mu] * 2, **given),
+        row("dro online", "RLHF, V = tau log Z", rest, recorded, three[:2], **given),
+        row("rloo K 2", "RLHF", rest, recorded, three[:2]),
+        row("rloo K 3", "RLHF", rest, recorded, three),
+        row("sppo K 2, cycle", "Nash at 2 tau", sppo_point(cyclic, 2), cyclic, three[:2]),
+        row("sppo K 3, cycle", "Nash at 3 tau/2", sppo_point(cyclic, 3), cyclic, three),
+        row("typo recorded", "solved", typo, recorded, [mu, mu, ref]),
+        row("typo online, cycle", "solved", own_typo, cyclic, [None, None, cyclic.log_ref]),
+        row("rrhf K 3", "the best's law", rrhf_point(flat, 3), flat, [even] * 3, **length),
+        row("pro K 2", winner, pro_point(recorded, tau), recorded, [mu] * 2, **length),
+        row("d2o one sample", "solved", d2o_point(recorded, 0.1), recorded, [mu, mu, ref]),
     ]
 
 

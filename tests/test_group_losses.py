@@ -4,6 +4,7 @@ Values by hand, slopes by finite differences, symmetries, the limits in which on
 what is detached, and where they stop (studies/stationary_groups.py). All in float64.
 """
 
+import itertools
 import math
 import types
 
@@ -17,21 +18,28 @@ import rl
 import train
 from job import parallel, report
 from job.options import constants, find_method, is_group, method_names, parse, requests
-from losses import batches, dro, groups, kto, lipo, rloo
+from losses import batches, beta_dpo, dro, groups, kto, lipo, rloo
 from reference_sampler import gpt2
 from studies import stationary_groups
-from studies.stationary import bradley_terry_game
+from studies.stationary import Game, bradley_terry_game
 
 DOUBLE = torch.float64
 # Name: TAU, RESPONSES, the constants, the requests.
 FILES = {
+    "d2o": (0.1, 6, {"alpha": 0.1}, set()),
     "dro": (1.0, 2, {}, {"extra"}),
     "lipo": (0.05, 4, {}, set()),
+    "list_mle": (0.05, 4, {}, set()),
+    "pro": (0.05, 4, {}, {"length"}),
     "rloo": (0.2, 4, {}, set()),
+    "rrhf": (1.0, 4, {"power": 1.0}, {"length"}),
+    "sppo": (0.03, 4, {}, set()),
+    "typo": (1.0, 3, {}, set()),
 }
 NAMES = tuple(FILES)
 # All responses count alike; in the others y, y' and those of the reference have parts of their own.
-SYMMETRIC = ("dro", "lipo", "rloo")
+SYMMETRIC = ("dro", "lipo", "list_mle", "pro", "rloo", "rrhf", "sppo")
+WITHOUT_REFERENCE = ("pro", "rrhf")
 
 
 def tensors(seed, count=40, responses=4, scale=3.0):
@@ -44,7 +52,13 @@ def tensors(seed, count=40, responses=4, scale=3.0):
 
 
 def label_of(name, preferences, rewards):
-    return rewards if find_method(name).LABEL == "rewards" else preferences
+    """What a method's label_pairs makes of a game."""
+    labels = {
+        groups.label_rewards: rewards,
+        groups.label_pairs: preferences,
+        groups.label_first: preferences[:, 0, 1],
+    }
+    return labels[find_method(name).label_pairs]
 
 
 def asked(name, count=40, responses=4, seed=1):
@@ -97,13 +111,12 @@ def test_what_a_file_says(name):
     assert (method.TAU, method.RESPONSES) == (tau, responses)
     assert constants(method) == its_constants and requests(method) == its_requests
     assert method.LABEL in ("preference", "rewards") and not method.OFFLINE
-    assert method.label_pairs is (
-        groups.label_rewards if method.LABEL == "rewards" else groups.label_pairs
-    )
+    assert (method.label_pairs is groups.label_rewards) == (method.LABEL == "rewards")
+    assert method.PAIR[:2] == ("policy", "policy") and len(method.PAIR) <= responses
     assert method.pair_losses is groups.pair_losses and not method.CONTRASTIVE
 
 
-@pytest.mark.parametrize("name", [*NAMES, "kto"])
+@pytest.mark.parametrize("name", [*NAMES, "kto", "beta_dpo"])
 def test_a_worked_example(name, capsys):
     find_method(name).worked_example()
     out = capsys.readouterr().out
@@ -124,6 +137,32 @@ BY_HAND = {
     "rloo": ((-3, -2, -4), (-4, -2.5, -4), (1.2, 0.4, 0.0), 0.1, {}, -(-2.775 + 0.4 + 2.9) / 3),
     # Residuals 1.2 - 0.3 - 0.1, 0.4 - 0.3 - 0.05
     "dro": ((-3, -2), (-4, -2.5), (1.2, 0.4), 0.1, {"extra": 0.3}, (0.64 + 0.0025) / 4),
+    # Win rates 0.7, 0.5333, 0.2667, targets 0.4, 1/15, -7/15 against d = 1, 0.5, 0
+    "sppo": (
+        (-3, -2, -4),
+        *((-4, -2.5, -4), P3, 0.5, {}, (0.6**2 + (13 / 30) ** 2 + (7 / 15) ** 2) / 3),
+    ),
+    # s = 1, 2, 0.5 in the order of the labels:
+    # log(e^1 + e^2 + e^0.5) - 1 + log(e^2 + e^0.5) - 2
+    "list_mle": ((-2, -1, -2.5), (-4, -5, -3.5), P3, 0.5, {}, 1.6657820620906971),
+    # gap = 1: 0.75 log(1 + e^-1) + 0.25 log(1 + e) + 0.3 * (0.5 - 1)/2
+    "typo": (
+        (-2, -3, -1.5, -2),
+        *((-2, -2, -1, -3), 0.75, 0.3, {}, 0.5632616875182228 - 0.075),
+    ),
+    # d = 1, 2 and 0, -2; 0.75 log(1 + e^(0.6 + 0.1)) + 0.25 log(1 + e^(0.3 + 0.1))
+    "d2o": (
+        (-2, -3, -4, -5),
+        *((-3, -5, -4, -3), 0.75, 0.1, {"alpha": 0.3}, 1.0556433497640816),
+    ),
+    # Means -2, -1, -3 over 3, 4, 3 tokens, the best the first: 2 * 1 + 6
+    "rrhf": ((-6, -4, -9), (0, 0, 0), (2.0, 1.0, 0.0), 2.0, {"length": (3, 4, 3)}, 8.0),
+    # The best is in the second column: means -1, -2, -3 in order, r = 2, 1, 0:
+    # log(e^-2 + e^-2 + e^-6) + 2 + log(e^-2 + e^-3) + 2 + 0.05 * 4 * 2
+    "pro": (
+        (-4, -2, -9),
+        *((0, 0, 0), (1.0, 2.0, 0.0), 0.05, {"length": (2, 2, 3)}, 1.4155249),
+    ),
 }
 
 
@@ -145,9 +184,10 @@ def test_a_value_by_hand(case):
     tensor = {}
     for key, value in given.items():
         tensor[key] = torch.tensor([value], dtype=DOUBLE) if key in FILES[case][3] else value
-    loss = find_method(case).loss
-    value = loss(numbers(*logp), numbers(*ref_logp), numbers(*label), tau, **tensor)
-    assert value.shape == (1,) and value.item() == pytest.approx(expected, rel=1e-12)
+    label = torch.tensor([label], dtype=DOUBLE)
+    value = find_method(case).loss(numbers(*logp), numbers(*ref_logp), label, tau, **tensor)
+    assert value.shape == (1,)
+    assert value.item() == pytest.approx(expected, rel=1e-7 if case == "pro" else 1e-12)
 
 
 def test_kto_by_hand():
@@ -254,6 +294,83 @@ def test_lipo_takes_the_current_ranks():
                 assert found[one, i, j].item() == pytest.approx(gain * step, abs=1e-14)
 
 
+def test_list_mle_of_two_is_dpo_of_a_certain_label():
+    logp, ref_logp, preferences, _ = tensors(5, responses=2)
+    certain = (preferences[:, 0, 1] > 0.5).double()
+    sides = logp[:, 0], logp[:, 1], ref_logp[:, 0], ref_logp[:, 1]
+    value = find_method("list_mle").loss(logp, ref_logp, preferences, 0.4)
+    assert_close(value, dpo.loss(*sides, certain, 0.4))
+
+
+def test_list_mle_is_a_law_of_orders():
+    """Over all six orders of three responses e^-loss adds up to 1."""
+    logp, ref_logp, _, _ = tensors(6, responses=3)
+    total = 0.0
+    for order in itertools.permutations(range(3)):
+        rewards = torch.tensor(order, dtype=DOUBLE)
+        preferences = bandit.bradley_terry(rewards).expand(40, 3, 3)
+        total += torch.exp(-find_method("list_mle").loss(logp, ref_logp, preferences, 0.4))
+    assert_close(total, torch.ones(40, dtype=DOUBLE))
+
+
+def test_pro_of_two():
+    """log(1 + e^-(r - r')(Lbar - Lbar')) of the better one, and its likelihood at weight tau."""
+    logp, _, _, rewards = tensors(10, responses=2)
+    length = asked("pro", responses=2)["length"]
+    value = find_method("pro").loss(logp, None, rewards, 0.3, length=length)
+    mean, best = logp / length, rewards.argmax(1, keepdim=True)
+    z = (rewards[:, 0] - rewards[:, 1]) * (mean[:, 0] - mean[:, 1])
+    assert_close(value, torch.log1p(torch.exp(-z)) - 0.3 * logp.gather(1, best)[:, 0])
+
+
+def test_sppo_of_two_is_the_authors_pair():
+    """1/2 [(d - (P - 1/2)/tau)^2 + the same of y'], P = (p + 1/2)/2 against two samples."""
+    logp, ref_logp, preferences, _ = tensors(11, responses=2)
+    rate = (preferences[:, 0, 1] + 0.5) / 2
+    ratio = logp - ref_logp
+    first = ratio[:, 0] - (rate - 0.5) / 0.4
+    second = ratio[:, 1] + (rate - 0.5) / 0.4
+    value = find_method("sppo").loss(logp, ref_logp, preferences, 0.4)
+    assert_close(value, (first**2 + second**2) / 2)
+
+
+def test_rrhf_of_a_right_order_is_the_bests_likelihood():
+    """No hinge is on; at power 0 sums are compared, not means."""
+    logp, rewards, length = numbers(-2, -3, -8), numbers(3, 2, 1), torch.tensor([[1, 2, 3]])
+    rrhf = find_method("rrhf").loss
+    # Means -2, -1.5, -2.67: one hinge of 0.5. The sums are in order.
+    assert rrhf(logp, None, rewards, 5.0, length=length).item() == 5 * 0.5 + 2
+    assert rrhf(logp, None, rewards, 5.0, length=length, power=0.0).item() == 2
+    assert rrhf(logp, None, rewards, 5.0, length=torch.ones_like(length)).item() == 2
+
+
+@every_name
+def test_what_has_no_reference(name):
+    """Another reference gives the same slopes; for every other loss it does not (but TYPO's, in
+    which it is a constant of the value: the samples are what keeps the reference)."""
+    logp, ref_logp, *labels = tensors(12)
+    logp, given, label = logp.requires_grad_(), asked(name), label_of(name, *labels)
+    found = []
+    for reference in (ref_logp, ref_logp * torch.tensor([0.5, 2.0, 1.5, 1.0], dtype=DOUBLE)):
+        value = find_method(name).loss(logp, reference, label, 0.4, **given)
+        found.append(slopes(value, logp)[0])
+    assert torch.equal(*found) == (name in (*WITHOUT_REFERENCE, "typo"))
+
+
+def test_values_at_the_start():
+    """pi = pi_ref: D2O log 2, TYPO's KL part 0, list-MLE log K!, SPPO the targets' squares."""
+    logp, _, preferences, _ = tensors(13)
+    p, ones = preferences[:, 0, 1], torch.ones(40, dtype=DOUBLE)
+    assert_close(find_method("d2o").loss(logp, logp, p, 0.4), math.log(2) * ones)
+    gap = logp[:, 0] - logp[:, 1]
+    entropy = dpo.loss(gap, 0 * gap, 0 * gap, 0 * gap, p, 1.0)
+    assert_close(find_method("typo").loss(logp, logp, p, 0.4), entropy)
+    value = find_method("list_mle").loss(logp, logp, preferences, 0.4)
+    assert_close(value, math.log(24) * ones)
+    target = (preferences.mean(2) - 0.5) / 0.4
+    assert_close(find_method("sppo").loss(logp, logp, preferences, 0.4), (target**2).mean(1))
+
+
 def test_equal_responses_are_no_pair():
     """All labels 1/2: LiPO costs nothing and pulls nowhere."""
     logp, ref_logp, preferences, _ = tensors(7)
@@ -330,6 +447,62 @@ def test_z0_is_of_the_mismatched_pairs():
         kto.of_batch(parallel, None, policy, reference, *one, torch.ones(1))
 
 
+def test_beta_dpo_of_a_batch_by_hand():
+    """Two batches: the running means, the number of kept pairs, their weight 1/(1 - rho) in the
+    batch, M - M0 of the kept ones, and the loss at the batch's beta; a soft label below 1/2 turns
+    h round. Neither the policy's nor the statistics' part has a gradient."""
+    policy, reference = gpt2(0), gpt2(1).requires_grad_(False)
+    beta_dpo.prepare(policy)
+    label = torch.tensor([0.9, 0.2, 0.6], dtype=DOUBLE)
+    ratios = [batches.log_ratios(None, policy, reference, PROMPT, side) for side in (Y, OTHER)]
+    h = (ratios[0] - ratios[1]) * torch.tensor([1, -1, 1], dtype=DOUBLE)
+    mean, spread = 0.0, 0.0
+    for count in range(2):
+        found = beta_dpo.of_batch(parallel, 1, policy, reference, PROMPT, Y, OTHER, label)
+        mean, spread = 0.9 * mean + 0.1 * h.mean().item(), 0.9 * spread + 0.1 * h.std().item()
+        assert policy.margins.tolist() == pytest.approx([mean, spread, count + 1], rel=1e-12)
+        kept = found["kept"] > 0
+        assert kept.sum() == 2 and found["kept"].sum().item() == pytest.approx(3.0)
+        shift = h[kept].mean().item() - mean
+        assert found["shift"].tolist() == pytest.approx([shift] * 3, rel=1e-12)
+        pairs = PROMPT, Y, OTHER, label
+        options = parse(["--loss", "beta_dpo", "--device", "cpu"])
+        value, _ = train.pair_losses(options, beta_dpo, policy, reference, *pairs, **found)
+        beta = max(1e-3, 0.1 * (1 + 0.6 * shift))
+        sides = [policies.log_prob(m, PROMPT, s) for m in (policy, reference) for s in (Y, OTHER)]
+        plain = dpo.loss(*sides, label, beta)
+        assert_close(value[kept], 1.5 * plain[kept])
+        assert value[~kept].abs().max() == 0 and not found["shift"].requires_grad
+
+
+def test_beta_dpo_keeps_what_is_near_the_mean():
+    """Drawn without replacement with weights e^-((h - M0)^2/(2 s0^2)): the first draw's law, and no
+    number of the race is lost where the weights underflow."""
+    h, counts = torch.tensor([0.0, 1.0, 3.0], dtype=DOUBLE), torch.zeros(3)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(beta_dpo, "RHO", 0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4000):
+        counts[beta_dpo.draw(h, 0.0, 1.0, generator)] += 1
+    weight = torch.exp(-(h**2) / 2)
+    expected = (weight / weight.sum()).float()
+    torch.testing.assert_close(counts / 4000, expected, rtol=0, atol=0.03)
+    patch.undo()
+    far = 1000 + torch.arange(10, dtype=DOUBLE)
+    assert sorted(beta_dpo.draw(far, 0.0, 1.0, generator).tolist()) == list(range(8))
+    still = torch.zeros(10, dtype=DOUBLE)
+    assert len(set(beta_dpo.draw(still, 0.0, 0.0, generator).tolist())) == 8
+
+
+def test_beta_dpo_without_statistics_is_dpo():
+    generator = torch.Generator().manual_seed(0)
+    *sides, p = torch.rand(5, 20, generator=generator, dtype=DOUBLE)
+    given = dict(shift=torch.full_like(p, 0.7), kept=torch.ones_like(p))
+    assert_close(beta_dpo.loss(*sides, p, 0.3, a=0.0, **given), dpo.loss(*sides, p, 0.3))
+    given["shift"] = torch.full_like(p, -100.0)
+    assert_close(beta_dpo.loss(*sides, p, 0.3, **given), dpo.loss(*sides, p, 1e-3))
+
+
 def test_log_ratios_a_part_at_a_time():
     policy, reference = gpt2(0), gpt2(1).requires_grad_(False)
     whole = batches.log_ratios(None, policy, reference, PROMPT, Y)
@@ -357,11 +530,10 @@ def test_labels_of_a_group():
     assert torch.equal(groups.label_rewards(reward, PROMPT, Y, OTHER, THIRD), length)
 
 
-def batch_of(method):
-    label = torch.tensor(P3, dtype=DOUBLE).expand(3, 3, 3)
-    if method.LABEL == "rewards":
-        label = torch.tensor([[1.2, 0.4, -0.3]] * 3, dtype=DOUBLE)
-    return PROMPT, Y, OTHER, THIRD, label
+def batch_of(name):
+    preferences = torch.tensor(P3, dtype=DOUBLE).expand(3, 3, 3)
+    rewards = torch.tensor([[1.2, 0.4, -0.3]] * 3, dtype=DOUBLE)
+    return PROMPT, Y, OTHER, THIRD, label_of(name, preferences, rewards)
 
 
 @every_name
@@ -375,7 +547,7 @@ def test_the_trainer_gives_a_group(name, capsys):
     )
     if hasattr(method, "prepare"):
         method.prepare(policy)
-    batch = batch_of(method)
+    batch = batch_of(name)
     given = train.requested(method, policy, reference, *batch[:-1])
     found, ratio = method.pair_losses(options, method, policy, reference, *batch, **given)
     columns = []
@@ -452,6 +624,59 @@ def nudged(log_pi, size=0.1):
     return torch.log_softmax(log_pi + size * step / step.norm(), 0)
 
 
+def typo_game(truth, reference):
+    """Bradley-Terry labels of a true policy, pairs uniform over all nine ordered ones."""
+    truth, reference = (torch.tensor(law, dtype=DOUBLE).log() for law in (truth, reference))
+    even = torch.full((3,), 1 / 3, dtype=DOUBLE).log()
+    return Game(bandit.bradley_terry(truth), reference, 1.0, even, truth)
+
+
+@pytest.mark.parametrize(
+    "tau, expected",
+    [
+        (0.01, (0.5885, 0.3079, 0.1036)),
+        (0.1, (0.5268, 0.3472, 0.1260)),
+        (1.0, (0.4321, 0.3911, 0.1768)),
+        (100.0, (0.4004, 0.3999, 0.1997)),
+    ],
+)
+def test_typo_interpolates(tau, expected):
+    """From the true policy to the reference, the point of the loss's own gradient; DPO's goes to
+    one response as its tau falls, whatever the true policy is.
+
+    The expected numbers weigh an ordered pair (w, l) with p/9, so half of the labels' weight here:
+    their lambda is tau/2.
+    """
+    game = typo_game((0.6, 0.3, 0.1), (0.4, 0.4, 0.2))._replace(tau=2 * tau)
+    point = stationary_groups.typo_point(game, game.log_data)
+    assert point.exp().tolist() == pytest.approx(expected, abs=5.1e-5)
+    laws = [game.log_data, game.log_data, game.log_ref]
+    field = stationary_groups.row("typo", "", point, game, laws).field
+    assert field(point).abs().max() < 1e-8 < field(nudged(point)).abs().max()
+    nearly = stationary_groups.typo_point(game._replace(tau=1e-9), game.log_data)
+    assert nearly.exp().tolist() == pytest.approx((0.6, 0.3, 0.1), abs=1e-7)
+    assert bandit.rlhf_policy(game.rewards, game.log_ref, 0.01).exp().max() > 1 - 1e-12
+
+
+@pytest.mark.parametrize(
+    "tau, dpos",
+    [(0.5, (0.885, 0.111, 0.004)), (1.0, (0.783, 0.196, 0.022)), (2.0, (0.703, 0.249, 0.048))],
+)
+def test_typo_preserves_what_is_right(tau, dpos):
+    """Where the reference is the true policy, TYPO's gradient there is 0 for every tau, and DPO's
+    point, the RLHF policy of the reward log pi*, is elsewhere."""
+    game = typo_game((0.6, 0.3, 0.1), (0.6, 0.3, 0.1))
+    laws = [game.log_data, game.log_data, game.log_ref]
+    for weight in (1e-3, tau, 50.0):
+        now = game._replace(tau=weight)
+        assert (
+            stationary_groups.row("typo", "", None, now, laws).field(game.log_ref).abs().max()
+            < 1e-15
+        )
+    away = bandit.rlhf_policy(game.rewards, game.log_ref, tau).exp()
+    assert away.tolist() == pytest.approx(dpos, abs=5.1e-4)
+
+
 @pytest.mark.parametrize("seed, tau", [(0, 0.5), (1, 0.5), (2, 0.8)])
 def test_every_point(seed, tau):
     """No gradient at the predicted point, one beside it; every method of this file has a row."""
@@ -461,7 +686,7 @@ def test_every_point(seed, tau):
         assert row.field(row.point).abs().max() < 1e-8, row.name
         assert row.field(nudged(row.point)).abs().max() > 1e-6, row.name
         seen.add(row.name.split()[0])
-    assert seen == {*NAMES, "kto"}
+    assert seen == {*NAMES, "kto", "beta_dpo"}
 
 
 def test_the_rows_are_printed(capsys):

@@ -54,6 +54,7 @@ VARIANTS += [("gpo", {"kind": kind}) for kind in (0, 1, 2, 4, 5)]
 VARIANTS += [("f_dpo", {"kind": kind}) for kind in (0, 1)]
 VARIANTS += [("tdpo", {"kind": 1}), ("dpop", {"penalty": 0.5}), ("simpo", {"gamma": 0.0})]
 WITHOUT_REFERENCE = ("cpo", "cringe", "orpo", "simpo", "slic_hf")
+GROUPS_WITHOUT_REFERENCE = ("pro", "rrhf")
 
 
 def label_of(variant):
@@ -848,6 +849,7 @@ def test_the_readme_has_a_row_for_every_method():
         method = find_method(name)
         needs = {request.removesuffix("_other") for request in requests(method)}
         assert set(cells[6].replace("`", "").split()) == needs, name
-        assert (cells[4] == "no") == (name in WITHOUT_REFERENCE), name
+        without = (*WITHOUT_REFERENCE, *GROUPS_WITHOUT_REFERENCE)
+        assert (cells[4] == "no") == (name in without), name
         assert cells[5] == ("both" if method.OFFLINE else "online"), name
         assert f"def {cells[9].strip('`')}(" in tests, name

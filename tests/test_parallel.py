@@ -199,6 +199,8 @@ def ten_steps(case):
         "nash_md --micro-batch-size 1",
         pytest.param("ipo --offline", marks=pytest.mark.slow),
         "kto --micro-batch-size 1",
+        pytest.param("beta_dpo --micro-batch-size 1", marks=pytest.mark.slow),
+        pytest.param("typo", marks=pytest.mark.slow),
         pytest.param("dro", marks=pytest.mark.slow),
         pytest.param("lipo --responses 3", marks=pytest.mark.slow),
         pytest.param("rl", marks=pytest.mark.slow),

@@ -23,6 +23,7 @@ import train
 from clock import Clock, align
 from job import report, versions
 from job.options import find_method, is_group, method_names, parse
+from losses import groups
 from reference_sampler import constant_gpt2, gpt2
 from test_architectures import tiny
 
@@ -109,6 +110,8 @@ def batch_of(method, prompt, responses, label):
     if not is_group(method):
         return prompt, *responses[:2], label
     count = len(responses)
+    if method.label_pairs is groups.label_first:
+        return prompt, *responses, label
     if method.LABEL == "rewards":
         return prompt, *responses, torch.stack([label * place for place in range(count)], 1)
     levels = torch.stack([torch.logit(label.clamp(0.1, 0.9)) * place for place in range(count)], 1)
