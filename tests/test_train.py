@@ -118,6 +118,7 @@ def batch_of(method, prompt, responses, label):
     return prompt, *responses, torch.sigmoid(levels[:, :, None] - levels[:, None])
 
 
+GROUP_SPEAKERS = {"rloo": (1, 1, 1, 1), "typo": (1, 1, 2), "d2o": (1, 1, 2, 2, 2, 2)}
 SPEAKERS = {
     "ipo": (1, 1),
     "dpo": (1, 1),
@@ -128,7 +129,7 @@ SPEAKERS = {
 }
 
 
-@pytest.mark.parametrize("loss", SPEAKERS)
+@pytest.mark.parametrize("loss", [*SPEAKERS, *GROUP_SPEAKERS])
 def test_who_draws_y_and_y_other(loss):
     """At beta = 1 the mixture is the reference. A policy that always says word 1 and a reference
     that always says word 2 show who spoke: Table 1's sampling column, through the trainer's own
@@ -140,8 +141,8 @@ def test_who_draws_y_and_y_other(loss):
     mixes = hasattr(find_method(loss), "BETA")
     options = parsed("--loss", loss, *(["--beta", "1"] if mixes else []))
     clock = align(Clock(0), options, task, policy, reference, no_preference)
-    _, y, other, _ = clock.pairs[0]
-    for tokens, word in zip((y, other), SPEAKERS[loss], strict=True):
+    _, *responses, _ = clock.pairs[0]
+    for tokens, word in zip(responses, {**SPEAKERS, **GROUP_SPEAKERS}[loss], strict=True):
         assert (tokens.ids == word).all() and tokens.ids.shape == (4, 3)
 
 
