@@ -408,6 +408,22 @@ class Records:
         return found.to(model.device)
 
 
+def recorded_pairs(task, step, count, reference, share, device):
+    """A step's pairs from the recorded comparisons, for --offline: (prompt, y, y_other, label [B]).
+
+    task, reference:
+        where the comparisons come from, and the model that task.comparisons takes.
+    count:
+        pairs of all processes; share, as task.comparisons takes it, says which are this one's.
+
+    The label is a vote drawn from the recorded preference: 1 where y won, else 0.
+    """
+    compared = task.comparisons("preference", step, 2 * count, reference, 2, share).to(device)
+    prompt = compared.prompt.rows(compared.first)
+    y, y_other = compared.response.rows(compared.first), compared.response.rows(compared.second)
+    return prompt, y, y_other, compared.votes()
+
+
 def split_of(prompt, shares):
     """Which split a prompt belongs to, by a hash of its text alone.
 

@@ -148,6 +148,10 @@ class PreferenceModel(nn.Module):
         sides = [partial(self.read, prompt, y), partial(self.read, prompt, y_other)]
         return self.compare_vectors(*side_by_side.run(sides, prompt.ids.device))
 
+    def reward(self, prompt, response):
+        """r(y | x) where pairwise is False, [B]; a constant of the prompt means nothing in it."""
+        return self.compare(self.read(prompt, response)).squeeze(-1)
+
     def read(self, prompt, response):
         """One vector a response, [B, D], from its tokens."""
         return self.embed(self.features(prompt, response), response.mask)

@@ -29,7 +29,7 @@ import policy as policies
 import sampler
 import side_by_side
 from job import judged, parallel, report, stages
-from job.options import find_method, parse, precision, requested
+from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 from policy import Tokens
 
 
@@ -47,10 +47,12 @@ def align(run, options, method, task, policy, reference, preference, judge):
     policy, reference:
         two models with equal weights; the policy is trained in place, the reference never.
     preference:
-        preference(prompt, y, y_other) -> label [B]: p(y > y' | x), or the reward gap.
+        what label_pairs asks: preference(prompt, y, y_other) -> p(y > y' | x) or a reward gap, [B].
     judge:
         who evaluates now and then: judge(prompt, y, y_other) -> [B].
     """
+    if hasattr(method, "prepare"):  # the method's own weights, trained and saved with the policy
+        method.prepare(policy)
     # No weight decay: it would pull the policy to 0, not to pi_ref.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     every = max(10, options.steps // 10)
@@ -60,49 +62,55 @@ def align(run, options, method, task, policy, reference, preference, judge):
             if step % every == 0:
                 run.log(step, evaluate.validate(policy, reference, judge, task))
             if options.offline:  # eq 10: pairs of the data, which the policy had no part in
-                pairs = recorded_pairs(options, task, reference, step)
+                given = step, options.batch_size, reference, parallel.share, options.device
+                batch = data.recorded_pairs(task, *given)
             else:  # eq 11's pairs: y, y' ~ SG[pi], or the mixture (section 5), as PAIR says
                 prompt = task.prompts("align", step, options.batch_size).rows(mine)
                 prompt = prompt.to(options.device)
                 # From seed and step alone: no random state, and all methods see equal uniforms.
                 rng = data.generator(options.seed, "sample", step)
-                uniforms = data.uniforms(rng, task.max_response, 2, options.batch_size)[:, :, mine]
-                pair, beta = method.PAIR, options.beta
-                y, y_other = draw_pairs(pair, policy, reference, prompt, beta, uniforms)
-                with torch.no_grad():  # a label is a number: no gradient flows through it
-                    label = preference(prompt, y, y_other)
-                pairs = (prompt, y, y_other, label)
+                pair = drawn_by(options, method)  # or K, of groups (losses/groups.py)
+                uniforms = data.uniforms(rng, task.max_response, len(pair), options.batch_size)
+                uniforms, beta = uniforms[:, :, mine], options.beta
+                responses = draw_pairs(pair, policy, reference, prompt, beta, uniforms)
+                label = own(method, label_pairs)(preference, prompt, *responses)
+                batch = (prompt, *responses, label)
             if options.show and step == 0:
-                report.show_pairs(options, method, task.tokenizer, policy, reference, *pairs)
+                report.show(options, method, task.tokenizer, policy, reference, *batch)
             optimizer.param_groups[0]["lr"] = policies.rate_at(step, options)
-            with run.evidence(step, *pairs):  # kept in a file if the loss is not finite
-                numbers = update(options, method, policy, reference, optimizer, *pairs)
+            with run.evidence(step, *batch):  # kept in a file if the loss is not finite
+                numbers = update(options, method, policy, reference, optimizer, *batch)
         run.log(step, numbers)
     with precision(options):
         run.log(options.steps, evaluate.validate(policy, reference, judge, task))
 
 
-def update(options, method, policy, reference, optimizer, prompt, y, y_other, label):
+def update(options, method, policy, reference, optimizer, *batch):
     """One optimiser step on the mean loss of all pairs of all processes, in micro-batches.
 
-    prompt, y, y_other, label:
-        Tokens with a row a pair, and [B] what the method's loss takes as its preference; of several
-        processes each has its own.
+    batch:
+        prompt, y, y_other, label: Tokens with a row a pair, and [B] what the method's loss takes as
+        its preference; of several processes each has its own.
 
     Returns the step's numbers, means over the pairs (README, Reading the output). Raises
     FloatingPointError, with the weights as they were, if the loss or the gradient is not finite.
     """
-    own = len(label)
-    count = sum(parallel.gather(own))
-    size = options.micro_batch_size or own
+    prompt, *responses, label = batch
+    rows = len(label)
+    count = sum(parallel.gather(rows))
+    size = options.micro_batch_size or rows
+    whole = of_batch(options, method, policy, reference, *batch)  # before any part: see losses/
     optimizer.zero_grad()
     # Layers are computed again only by a model in train mode; nothing else differs there.
     policy.train(options.gradient_checkpointing)
     loss, log_ratio = 0.0, 0.0
-    for begin in range(0, own, size):
+    for begin in range(0, rows, size):
         part = slice(begin, begin + size)
-        x, a, b = prompt.rows(part), y.rows(part), y_other.rows(part)
-        value, ratio = pair_losses(options, method, policy, reference, x, a, b, label[part])
+        tokens = [both.rows(part) for both in (prompt, *responses)]
+        asked = requested(method, policy, reference, *tokens)  # lengths, for a few losses
+        asked |= {name: values[part] for name, values in whole.items()}
+        given = options, method, policy, reference, *tokens, label[part]
+        value, ratio = own(method, pair_losses)(*given, **asked)
         # The global count: a mean of means over uneven parts would weight them wrongly.
         (value.sum() / count).backward()
         # Detached: a number to log must not keep its part's graph alive.
@@ -110,11 +118,8 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
         log_ratio += ratio.detach().sum().item() / count
     policy.eval()
     parallel.add_gradients(policy.parameters())
-    share = own / count
-    same = policies.same_rows(y, y_other).float().mean().item() * share
-    means = dict(log_ratio=log_ratio, label=label.mean().item() * share, same=same)
-    means["length"] = y.lengths().float().mean().item() * share
-    numbers = parallel.total(dict(means, loss=loss))
+    means = report.means(rows / count, label, responses)
+    numbers = parallel.total(dict(log_ratio=log_ratio, **means, loss=loss))
     loss = numbers.pop("loss")
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf).item()  # not clipped
     if not (math.isfinite(loss) and math.isfinite(norm)):  # before the weights take it in
@@ -123,13 +128,12 @@ def update(options, method, policy, reference, optimizer, prompt, y, y_other, la
     return dict(loss=loss, grad_norm=norm, **numbers)
 
 
-def pair_losses(options, method, policy, reference, prompt, y, y_other, label):
+def pair_losses(options, method, policy, reference, prompt, y, y_other, label, **asked):
     """The method's loss of every pair, and log pi(y)/pi_ref(y), nats: [B] each, unreduced."""
     sides = (y, y_other)[: method.LEARNS_FROM]  # an opponent may be not learned from
     of_policy = partial(score, policy, prompt, sides)
     of_reference = partial(score_reference, reference, prompt, sides)
     logp, ref_logp = side_by_side.run([of_policy, of_reference], options.device)
-    asked = requested(method, policy, reference, prompt, y, y_other)  # lengths, for a few losses
     # For IPO eq 10 and 11, written out in ipo.py:loss.
     value = method.loss(*logp, *ref_logp, label, options.tau, **options.set, **asked)
     return value, logp[0] - ref_logp[0]
@@ -146,42 +150,34 @@ def score_reference(reference, prompt, sides):
     return score(reference, prompt, sides)
 
 
+@torch.no_grad()  # a label is a number: no gradient flows through it
+def label_pairs(preference, prompt, y, y_other):
+    return preference(prompt, y, y_other)
+
+
 def draw_pairs(pair, policy, reference, prompt, beta, uniforms):
-    """Both responses to every prompt, each from the law that the method's PAIR names: Table 1's
+    """The responses to every prompt, each from the law that the method's PAIR names: Table 1's
     sampling column.
 
     pair:
-        who draws y and who draws y', "policy" or "mixture" each.
+        who draws y and who draws y', "policy", "mixture" or "reference"; of groups, K such names.
     prompt:
         Tokens [B, P].
     beta:
         in [0, 1], the weight of the reference in the mixture.
     uniforms:
-        [T, 2, B] as data.uniforms draws them; a response is cut at T tokens.
+        [T, K, B] as data.uniforms draws them, K = 2 for pairs; a response is cut at T tokens.
 
-    Returns y, y_other: Tokens with a row a prompt.
+    Returns y, y_other: K Tokens with a row a prompt.
     """
-    # One run of the sampler for both: the mixture with weight 0 is the policy, and prompts are read
-    # once.
-    weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in pair)
-    drawn, most = uniforms.flatten(1), len(uniforms)
+    # One run of the sampler for all: the mixture with weight 0 is the policy, with 1 the reference,
+    # and prompts are read once.
+    share = {"policy": 0.0, "mixture": beta, "reference": 1.0}
+    weights = tuple(share[law] for law in pair)
+    drawn, most, count = uniforms.flatten(1), len(uniforms), len(prompt.ids)
     ids, mask, _ = sampler.sample(policy, reference, prompt, weights, None, most, drawn)
-    both, count = Tokens(ids, mask), len(prompt.ids)
     # All first responses, y, come before all second ones, y'.
-    return both.rows(slice(0, count)), both.rows(slice(count, None))
-
-
-def recorded_pairs(options, task, reference, step):
-    """A step's pairs from the recorded comparisons, for --offline: (prompt, y, y_other, label [B]).
-
-    The label is a vote drawn from the recorded preference: 1 where y won, else 0.
-    """
-    count = 2 * options.batch_size
-    compared = task.comparisons("preference", step, count, reference, 2, parallel.share)
-    compared = compared.to(options.device)
-    prompt = compared.prompt.rows(compared.first)
-    y, y_other = compared.response.rows(compared.first), compared.response.rows(compared.second)
-    return prompt, y, y_other, compared.votes()
+    return [Tokens(*rows) for rows in zip(ids.split(count), mask.split(count), strict=True)]
 
 
 def run_job(options):

@@ -65,27 +65,61 @@ def requests(method):
     return found
 
 
-def requested(method, policy, reference, prompt, y, y_other):
-    """The values of a method's requests for a batch of pairs.
+def requested(method, policy, reference, prompt, y, *others):
+    """The values of a method's requests for a batch of pairs, or of groups of K responses.
 
     policy, reference:
         the models, for the method's own extra(policy, reference, prompt, response) -> [B].
-    prompt, y, y_other:
-        Tokens with a row a pair.
+    prompt, y, others:
+        Tokens with a row a pair: y' is the other.
 
-    Returns {name: [B]}, empty for most methods; extra has the gradient that its file gives it.
-    Raises ValueError for a request that is none of length, length_other, extra, extra_other.
+    Returns {name: [B]}, for groups {name: [B, K]}, empty for most methods; extra has the gradient
+    that its file gives it. Raises ValueError for a request that is none of length, length_other,
+    extra, extra_other, nor a number of the whole batch, which of_batch has.
     """
     found = {}
-    for name in sorted(requests(method)):
-        response = y_other if name.endswith("_other") else y
+    for name in sorted(requests(method) - set(getattr(method, "OF_BATCH", ()))):
+        responses = others[:1] if name.endswith("_other") else (y,)
+        if is_group(method):
+            responses = (y, *others)
         if name in ("length", "length_other"):
-            found[name] = response.lengths()
+            values = [response.lengths() for response in responses]
         elif name in ("extra", "extra_other"):
-            found[name] = method.extra(policy, reference, prompt, response)
+            values = [method.extra(policy, reference, prompt, response) for response in responses]
         else:
             fail(f"{method.__name__}: its loss asks for {name}, which no trainer has; see losses/")
+        found[name] = torch.stack(values, 1) if is_group(method) else values[0]
     return found
+
+
+def of_batch(options, method, policy, reference, *batch):
+    """What a method's loss asks for that is of the whole batch, of all its parts and processes.
+
+    batch:
+        prompt, y, y_other, label: Tokens with a row a pair, and [B]; this process's rows.
+
+    Returns {name: [B]} without gradient, a value for each of the rows; empty for most methods.
+    """
+    if not hasattr(method, "OF_BATCH"):
+        return {}
+    with torch.no_grad():
+        return method.of_batch(parallel, options.micro_batch_size, policy, reference, *batch)
+
+
+def is_group(method):
+    """Whether a method compares K responses, --responses, of a prompt, not a pair."""
+    return hasattr(method, "RESPONSES")
+
+
+def drawn_by(options, method):
+    """Who draws each response to a prompt, as PAIR names it; of a group, any more as the last."""
+    names = list(method.PAIR)
+    return names + names[-1:] * ((options.responses or len(names)) - len(names))
+
+
+def own(method, function):
+    """The function of the same name that a method's file brings in its place, if it brings one."""
+    return getattr(method, function.__name__, function)
 
 
 def positive(text):
@@ -181,6 +215,11 @@ def add_method_options(add):
         type=whole,
         default=10,
         help="steps in which the rate rises in a line to --lr (default 10)",
+    )
+    add(
+        "--responses",
+        type=positive_whole,
+        help="responses to a prompt, for a method that compares groups (default: its RESPONSES)",
     )
     add("--batch-size", type=positive_whole, default=32, help="prompts a step (default 32)")
     add(
@@ -293,6 +332,8 @@ def complete(options):
             f"--offline: --loss {options.loss} learns from its own samples; "
             f"take one of {', '.join(others)}"
         )
+    if options.responses is not None:
+        check_responses(options, method)
     if options.preference:
         check_preference(options, method)
     check_data(options)
@@ -306,6 +347,8 @@ def complete(options):
 
     if options.tau is None:
         options.tau = method.TAU
+    if options.responses is None:
+        options.responses = getattr(method, "RESPONSES", None)
     if options.lr is None:
         options.lr = method.RATE
     if options.beta is None:
@@ -317,6 +360,19 @@ def complete(options):
         options.out = f"runs/{kind}-seed{options.seed}"
 
 
+def check_responses(options, method):
+    """Raises ValueError for a --responses that the method does not take."""
+    if not is_group(method):
+        others = [name for name in method_names() if is_group(find_method(name))]
+        fail(
+            f"--responses {options.responses}: --loss {options.loss} compares two; "
+            f"leave --responses out or take one of {', '.join(others)}"
+        )
+    least = len(method.PAIR)
+    if options.responses < least:
+        fail(f"--responses {options.responses}: --loss {options.loss} takes {least} or more")
+
+
 def check_preference(options, method):
     """Raises ValueError for what --preference does not go with, or if there is no such file."""
     option = f"--preference {options.preference}"
@@ -324,7 +380,7 @@ def check_preference(options, method):
         fail(f"{option}: no such file; give a .py file")
     if options.offline:
         fail(f"{option}: --offline learns from recorded votes and asks nobody; leave one out")
-    if method.LABEL == "reward":
+    if method.LABEL != "preference":
         others = [name for name in method_names() if find_method(name).LABEL == "preference"]
         fail(
             f"{option}: --loss {options.loss} learns from a reward, the file gives preferences; "

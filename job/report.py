@@ -1,5 +1,6 @@
 """What a run shows: one step in text and numbers, the samples, the pictures, the results."""
 
+import copy
 import json
 import os
 
@@ -8,7 +9,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import policy as policies
-from job.options import requested, requests
+from job.options import drawn_by, is_group, of_batch, requested, requests
 from job.run import write_json
 
 # What may end a run that is no mistake of the program.
@@ -39,17 +40,80 @@ CURVES = {
 def print_method(options, method):
     """A line a run: the paper's Table 1 for its method, and the convention of its tau."""
     contrastive = "yes" if method.CONTRASTIVE else "no"
-    online, drawn_by = "yes", method.PAIR
+    online, drawers = "yes", drawn_by(options, method)
     if options.offline:
-        online, drawn_by = "no", ("records", "records")
+        online, drawers = "no", ("records", "records")
+    drawn = f"y from the {drawers[0]}, y' from the {drawers[1]}"
+    if is_group(method):
+        drawn = f"a group from the {', the '.join(drawers)}"
     print(
         f"{options.loss}: contrastive {contrastive}, online {online}, "
-        f"y from the {drawn_by[0]}, y' from the {drawn_by[1]}; "
+        f"{drawn}; "
         f"log-probabilities are sums, tau = {options.tau}, beta = {options.beta}"
     )
-    asked = requests(method)
-    if asked:
-        print(f"{options.loss}: its loss also takes of a response: {', '.join(sorted(asked))}")
+    whole = set(getattr(method, "OF_BATCH", ()))
+    for names, of in ((requests(method) - whole, "a response"), (whole, "the whole batch")):
+        if names:
+            print(f"{options.loss}: its loss also takes of {of}: {', '.join(sorted(names))}")
+
+
+def means(share, label, responses):
+    """The means of a step's labels, of equal pairs of y and y', and of y's length.
+
+    share:
+        of this process's rows in all rows, so that the processes' numbers add up.
+    label, responses:
+        of its rows.
+    """
+    y, y_other = responses[:2]
+    return dict(
+        label=label.mean().item() * share,
+        same=policies.same_rows(y, y_other).float().mean().item() * share,
+        length=y.lengths().float().mean().item() * share,
+    )
+
+
+def show(options, method, *models_and_batch):
+    """Prints the first two rows of a batch: show_group where the method compares groups, else
+    show_pairs."""
+    shown = show_group if is_group(method) else show_pairs
+    shown(options, method, *models_and_batch)
+
+
+@torch.no_grad()
+def show_group(options, method, tokenizer, policy, reference, prompt, *responses_and_label):
+    """Prints the first two prompts of a batch with all responses, before the step is taken.
+
+    Arguments as show_pairs, with K responses; label is [B, K, K] p(y_i > y_j | x), of which each
+    response's mean is shown, or [B, K] r(y), or [B] p(y_1 > y_2 | x).
+    """
+    rows = slice(0, 2)
+    *responses, label = responses_and_label
+    prompt, responses = prompt.rows(rows), [response.rows(rows) for response in responses]
+    label = label[rows]
+    asked = requested(method, policy, reference, prompt, *responses)
+    given = options, method, policy, reference, prompt, *responses, label
+    loss, _ = method.pair_losses(*given, **asked)
+    name, shown = "r(y)", label
+    if label.ndim == 3:
+        name, shown = "p(y > the group)", label.mean(2)
+    if label.ndim == 1:
+        name, shown = "p(y1 > y2)", label[:, None].expand(-1, len(responses))
+    text, drawers = tokenizer.batch_decode(prompt.lists()), drawn_by(options, method)
+    for row in range(len(loss)):
+        tqdm.write(f"\nprompt {row + 1}: {text[row]}")
+        for number, response in enumerate(responses):
+            one = response.rows(slice(row, row + 1))
+            asker = prompt.rows(slice(row, row + 1))
+            logp = policies.log_prob(policy, asker, one).item()
+            ref_logp = policies.log_prob(reference, asker, one).item()
+            said = tokenizer.batch_decode(one.lists())[0]
+            tqdm.write(f"  y{number + 1} ({drawers[number]}): {said}")
+            tqdm.write(f"    {name:23s} {shown[row, number]:12.6f}")
+            tqdm.write(f"    log pi, log pi_ref      {logp:12.6f} {ref_logp:12.6f}")
+            for request, value in asked.items():
+                tqdm.write(f"    {request:23s} {value[row, number]:12.6f}")
+        tqdm.write(f"  loss                      {loss[row]:12.6f}")
 
 
 @torch.no_grad()
@@ -70,6 +134,9 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
         [B] p(y > y' | x), or r(y) - r(y') where the method's LABEL is "reward".
     """
     rows = slice(0, 2)
+    # A copy: a method may count the batches in the policy, and showing one is no step.
+    still = copy.deepcopy(policy) if hasattr(method, "OF_BATCH") else policy
+    whole = of_batch(options, method, still, reference, prompt, y, y_other, label)
     prompt, y, y_other, label = prompt.rows(rows), y.rows(rows), y_other.rows(rows), label[rows]
     logp = policies.log_prob(policy, prompt, y)
     ref_logp = policies.log_prob(reference, prompt, y)
@@ -77,18 +144,19 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
     ref_logp_other = policies.log_prob(reference, prompt, y_other)
     h = (logp - ref_logp) - (logp_other - ref_logp_other)
     asked = requested(method, policy, reference, prompt, y, y_other)
+    asked.update({name: numbers[rows] for name, numbers in whole.items()})
     target = method.target_gap(label, options.tau, **options.set, **asked)
     sides = logp, logp_other, ref_logp, ref_logp_other
     loss = method.loss(*sides, label, options.tau, **options.set, **asked)
     rewards = method.LABEL == "reward"
-    drawn_by = method.PAIR
+    drawers = method.PAIR
     if options.offline:
-        drawn_by = ("recorded", "recorded")
+        drawers = ("recorded", "recorded")
     text = [tokenizer.batch_decode(part.lists()) for part in (prompt, y, y_other)]
     for row in range(len(h)):
         tqdm.write(f"\nprompt {row + 1}: {text[0][row]}")
-        tqdm.write(f"  y  ({drawn_by[0]}): {text[1][row]}")
-        tqdm.write(f"  y' ({drawn_by[1]}): {text[2][row]}")
+        tqdm.write(f"  y  ({drawers[0]}): {text[1][row]}")
+        tqdm.write(f"  y' ({drawers[1]}): {text[2][row]}")
         name = "r(y) - r(y')" if rewards else "p(y > y')"
         tqdm.write(f"  {name:25s} {label[row]:12.6f}")
         tqdm.write(f"  log pi(y),  log pi_ref(y)  {logp[row]:12.6f} {ref_logp[row]:12.6f}")

@@ -156,17 +156,20 @@ class Run:
             shutil.rmtree(old)
 
     @contextlib.contextmanager
-    def evidence(self, step, prompt, y, y_other, label):
+    def evidence(self, step, prompt, *responses_and_label):
         """Around an update.
 
-        Pairs whose loss is not finite are kept in OUT/step-STEP.json, for a look at them.
+        Pairs whose loss is not finite are kept in OUT/step-STEP.json, for a look at them; of a
+        group all responses are.
         """
+        *responses, label = responses_and_label
         try:
             yield
         except FloatingPointError as error:  # in all processes at once: the loss is of all rows
             path = self.path(f"step-{step}.json")
             pairs = {}
-            for name, part in (("prompt", prompt), ("y", y), ("y_other", y_other)):
+            names = ["y", "y_other", *(f"y{place}" for place in range(3, len(responses) + 1))]
+            for name, part in zip(("prompt", *names), (prompt, *responses), strict=False):
                 pairs[name] = sum(parallel.gather(part.lists()), [])
             pairs["label"] = sum(parallel.gather(label.tolist()), [])
             pairs["text"] = self.tokenizer.batch_decode(pairs["prompt"])

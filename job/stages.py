@@ -158,7 +158,8 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         the preference of --preference's file, or None to train a model of it.
 
     Returns (preference, judge, the preference model's folder or None if there is none): both are
-    called with (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y').
+    called with (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y');
+    or, where LABEL is "rewards", it is called with (prompt, y) and returns r(y).
     """
     if asked is not None:
         judge = task.judge or asked
@@ -170,15 +171,16 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
                 f"panel (python evaluate.py A B --judge {asked.path} asks the file)"
             )
         return asked, judge, None
-    rewards = method.LABEL == "reward"
+    pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
     model, path = preference(
-        options, task, reference, reference_path, "preference", pairwise=not rewards
+        options, task, reference, reference_path, "preference", pairwise=pairwise
     )
     judge = task.judge
     if judge is None:
         judge, _ = preference(options, task, reference, reference_path, "judge")
     # Of Bradley-Terry, the logit is r(y) - r(y').
-    return (model.logit if rewards else model), judge, path
+    labels = dict(preference=model, reward=model.logit, rewards=model.reward)
+    return labels[method.LABEL], judge, path
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):

@@ -415,7 +415,10 @@ def preference(step):
 def forward(step):
     """train.py's losses of every pair, with gradient for the policy, without for the reference."""
     models = (step.options, step.method, step.policy, step.reference)
-    return train.pair_losses(*models, step.prompt, step.y, step.y_other, step.label)
+    pairs = step.prompt, step.y, step.y_other
+    asked = job.options.requested(*models[1:], *pairs)
+    asked |= job.options.of_batch(*models, *pairs, step.label)
+    return train.pair_losses(*models, *pairs, step.label, **asked)
 
 
 def backward(step):
@@ -577,10 +580,14 @@ def parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    pairs = []
+    for name in job.options.method_names():
+        if not job.options.is_group(job.options.find_method(name)):
+            pairs.append(name)
     add(
         "--loss",
         action="append",
-        choices=job.options.method_names(),
+        choices=pairs,
         help="whose step; may be repeated (default nash_md and ipo)",
     )
     add("--device", default="cpu", choices=("cpu", "cuda"))

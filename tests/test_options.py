@@ -110,7 +110,7 @@ REFUSED = {
     "a word": (["--loss", "slic", "--set", "margin=wide"], "NAME=NUMBER"),
     "not a number": (["--loss", "slic", "--set", "margin=nan"], "NAME=NUMBER"),
     "beta without a mixture": (["--loss", "dpo", "--beta", "0.5"], "ipo_md, nash_md"),
-    "offline nash_md": (["--loss", "nash_md", "--offline"], ", ipo, npo, "),
+    "offline nash_md": (["--loss", "nash_md", "--offline"], ", ipo, kto, npo, "),
     "tau 0": (["--tau", "0"], "--tau: 0: give a number above 0"),
     "beta above 1": (["--beta", "1.5"], "--beta: 1.5: give a weight from 0 (policy) to 1"),
     "half a step": (["--steps", "0.5"], "--steps: 0.5: give a whole number, 0 or more"),

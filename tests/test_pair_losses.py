@@ -54,6 +54,7 @@ VARIANTS += [("gpo", {"kind": kind}) for kind in (0, 1, 2, 4, 5)]
 VARIANTS += [("f_dpo", {"kind": kind}) for kind in (0, 1)]
 VARIANTS += [("tdpo", {"kind": 1}), ("dpop", {"penalty": 0.5}), ("simpo", {"gamma": 0.0})]
 WITHOUT_REFERENCE = ("cpo", "cringe", "orpo", "simpo", "slic_hf")
+GROUPS_WITHOUT_REFERENCE = ("pro", "rrhf")
 
 
 def label_of(variant):
@@ -706,7 +707,9 @@ def test_the_trainer_gives_what_is_asked_for(name):
     for key, value in known.items():
         more += ["--set", f"{key}={value}"]
     options, method = parsed(name, *more), find_method(name)
-    found, ratio = train.pair_losses(options, method, policy, reference, PROMPT, Y, OTHER, LABEL)
+    given = requested(method, policy, reference, PROMPT, Y, OTHER)
+    pairs = PROMPT, Y, OTHER, LABEL
+    found, ratio = train.pair_losses(options, method, policy, reference, *pairs, **given)
     sides = []
     for model in (policy, reference):
         sides += [policies.log_prob(model, PROMPT, side) for side in (Y, OTHER)]
@@ -731,7 +734,8 @@ def test_a_pair_is_shown(name, capsys):
     pairs = PROMPT, Y, OTHER, LABEL
     report.show_pairs(options, method, words, policy, reference, *pairs)
     out = capsys.readouterr().out
-    values = train.pair_losses(options, method, policy, reference, *pairs)[0]
+    given = requested(method, policy, reference, PROMPT, Y, OTHER)
+    values = train.pair_losses(options, method, policy, reference, *pairs, **given)[0]
     shown = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("  loss")]
     assert shown == pytest.approx(values[:2].tolist(), abs=2e-6)
     for request in FILES[name][2]:
@@ -845,6 +849,7 @@ def test_the_readme_has_a_row_for_every_method():
         method = find_method(name)
         needs = {request.removesuffix("_other") for request in requests(method)}
         assert set(cells[6].replace("`", "").split()) == needs, name
-        assert (cells[4] == "no") == (name in WITHOUT_REFERENCE), name
+        without = (*WITHOUT_REFERENCE, *GROUPS_WITHOUT_REFERENCE)
+        assert (cells[4] == "no") == (name in without), name
         assert cells[5] == ("both" if method.OFFLINE else "online"), name
         assert f"def {cells[9].strip('`')}(" in tests, name

@@ -189,9 +189,10 @@ def ten_steps(case):
     options, method = parse(argv), find_method(loss)
     task, reference = data.BuiltIn(0), gpt2(1).requires_grad_(False)
     policy = copy.deepcopy(reference).requires_grad_(True)
-    rewards = method.LABEL == "reward"
-    model = fill(preference_model.PreferenceModel(reference, pairwise=not rewards), 2)
+    pairwise = method.LABEL == "preference"
+    model = fill(preference_model.PreferenceModel(reference, pairwise=pairwise), 2)
     model.requires_grad_(False)
+    labels = dict(preference=model, reward=model.logit, rewards=model.reward)
     first = []
 
     def after(step):
@@ -199,10 +200,10 @@ def ten_steps(case):
             first.append(flat([parameter.grad for parameter in policy.parameters()]))
 
     clock = Clock(*range(10), after=after)
-    align(clock, options, task, policy, reference, model.logit if rewards else model)
+    align(clock, options, task, policy, reference, labels[method.LABEL])
     ids = []
-    for _, y, y_other, _ in clock.pairs.values():
-        ids.append(list(zip(y.lists(), y_other.lists(), strict=True)))
+    for _, *responses, _ in clock.pairs.values():
+        ids.append(list(zip(*(response.lists() for response in responses), strict=True)))
     return ids, first[0], flat(policy.parameters()), clock.numbers
 
 
@@ -212,6 +213,11 @@ def ten_steps(case):
         "ipo_md",
         "nash_md --micro-batch-size 1",
         pytest.param("ipo --offline", marks=pytest.mark.slow),
+        "kto --micro-batch-size 1",
+        pytest.param("beta_dpo --micro-batch-size 1", marks=pytest.mark.slow),
+        pytest.param("typo", marks=pytest.mark.slow),
+        pytest.param("dro", marks=pytest.mark.slow),
+        pytest.param("lipo --responses 3", marks=pytest.mark.slow),
         pytest.param("rl", marks=pytest.mark.slow),
         pytest.param("slic --micro-batch-size 2", marks=pytest.mark.slow),
     ],

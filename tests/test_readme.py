@@ -76,7 +76,8 @@ def test_metrics_are_the_ones_that_a_run_writes():
     cells = "".join(row[0] for row in rows("Reading the output"))
     explained = set(re.findall(r"`(\w+)`", cells))
     source = "".join(
-        (ROOT / name).read_text(encoding="utf-8") for name in ("train.py", "evaluate.py")
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("train.py", "evaluate.py", "job/report.py")
     )
     for name in NUMBERS:
         assert re.search(rf"\b{name}=", source) and name in explained, name

@@ -24,6 +24,7 @@ from job import stages
 
 resource = pytest.importorskip("resource")  # Unix only
 
+SLOW = pytest.mark.slow
 STEPS = "--supervised-steps 40 --preference-steps 40 --steps 30 --save-every 4".split()
 STEPS += "--batch-size 4 --eval-prompts 8 --device cpu".split()
 
@@ -443,3 +444,24 @@ def test_a_full_device(started, monkeypatch, capsys):
     assert all(
         word in error for word in ("--micro-batch-size", "--batch-size", "bfloat16", "--out")
     )
+
+
+@pytest.mark.parametrize(
+    "loss, name", [("dro", "value.2.weight"), pytest.param("beta_dpo", "margins", marks=SLOW)]
+)
+def test_a_methods_own_weights_are_resumed(started, monkeypatch, loss, name):
+    """DRO's value and beta-DPO's means are in the checkpoints: killed in step 9 and resumed,
+    policy, value and metrics are those of the run that was not, to the bit, and the folder loads as
+    any policy's."""
+    argv = ["--loss", loss, "--steps", "12", "--lr", "0.01"]
+    uninterrupted = options(started, *argv, "--out", str(started / "whole" / "run"))
+    assert train.main(uninterrupted) == 0
+    plain = result(started / "whole")
+    between(monkeypatch, lambda step: kill() if step == 9 else None)
+    assert killed(*options(started, *argv))
+    monkeypatch.undo()
+    monkeypatch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
+    assert train.main(options(started, *argv, "--resume")) == 0
+    assert same(result(started), plain)
+    assert plain[0][name].abs().max() > 0.01
+    policies.load(str(started / "run" / "policy"))

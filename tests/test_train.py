@@ -22,7 +22,8 @@ import summaries
 import train
 from clock import Clock, align
 from job import report, versions
-from job.options import find_method, method_names, parse
+from job.options import find_method, is_group, method_names, parse
+from losses import groups
 from reference_sampler import constant_gpt2, gpt2
 from test_architectures import tiny
 
@@ -94,10 +95,30 @@ def parsed(*options):
     return parse([*FEW, "--out", "unused", *options])
 
 
-def no_preference(prompt, y, y_other):
+def options_of(loss):
+    return parsed("--loss", loss)
+
+
+def no_preference(prompt, y, y_other=None):
+    """A label for pairs, or a reward of y alone."""
     return torch.zeros(len(y.ids))
 
 
+def batch_of(method, prompt, responses, label):
+    """A batch as a method's loss takes it: pairs with their label, or groups of len(responses) with
+    [B, K, K] preferences or [B, K] rewards made of the label."""
+    if not is_group(method):
+        return prompt, *responses[:2], label
+    count = len(responses)
+    if method.label_pairs is groups.label_first:
+        return prompt, *responses, label
+    if method.LABEL == "rewards":
+        return prompt, *responses, torch.stack([label * place for place in range(count)], 1)
+    levels = torch.stack([torch.logit(label.clamp(0.1, 0.9)) * place for place in range(count)], 1)
+    return prompt, *responses, torch.sigmoid(levels[:, :, None] - levels[:, None])
+
+
+GROUP_SPEAKERS = {"rloo": (1, 1, 1, 1), "typo": (1, 1, 2), "d2o": (1, 1, 2, 2, 2, 2)}
 SPEAKERS = {
     "ipo": (1, 1),
     "dpo": (1, 1),
@@ -108,7 +129,7 @@ SPEAKERS = {
 }
 
 
-@pytest.mark.parametrize("loss", SPEAKERS)
+@pytest.mark.parametrize("loss", [*SPEAKERS, *GROUP_SPEAKERS])
 def test_who_draws_y_and_y_other(loss):
     """At beta = 1 the mixture is the reference. A policy that always says word 1 and a reference
     that always says word 2 show who spoke: Table 1's sampling column, through the trainer's own
@@ -120,8 +141,8 @@ def test_who_draws_y_and_y_other(loss):
     mixes = hasattr(find_method(loss), "BETA")
     options = parsed("--loss", loss, *(["--beta", "1"] if mixes else []))
     clock = align(Clock(0), options, task, policy, reference, no_preference)
-    _, y, other, _ = clock.pairs[0]
-    for tokens, word in zip((y, other), SPEAKERS[loss], strict=True):
+    _, *responses, _ = clock.pairs[0]
+    for tokens, word in zip(responses, {**SPEAKERS, **GROUP_SPEAKERS}[loss], strict=True):
         assert (tokens.ids == word).all() and tokens.ids.shape == (4, 3)
 
 
@@ -161,6 +182,8 @@ def test_all_methods_see_the_same_prompts_and_the_same_first_responses():
 
     first = pairs("ipo", 0, start)
     for loss in method_names():
+        if options_of(loss).responses not in (None, 2):
+            continue  # more responses are drawn from more numbers
         for tokens, expected in zip(pairs(loss, 0, start)[:3], first[:3], strict=True):
             assert torch.equal(tokens.ids, expected.ids), loss
             assert torch.equal(tokens.mask, expected.mask), loss
@@ -185,15 +208,19 @@ def test_micro_batches_change_no_gradient(loss):
     other = policies.pad(
         [[3, 2, 0], [0], [1, 2, 3, 3], [4, 0], [2, 0], [1, 4, 4, 0], [0]], "right", 0
     )
+    third = policies.pad([[2], [4, 0], [1, 0], [3, 1, 0], [0], [2, 2], [1, 3, 0]], "right", 0)
     label = torch.tensor([0.9, 0.1, 0.7, 0.5, 1.0, 0.3, 0.6], dtype=torch.float64)
+    method = find_method(loss)
+    batch = batch_of(method, prompt, (y, other, third), label)
     gradients, numbers = [], []
     for size in (None, 1, 2, 3, 5):
         options = parsed("--loss", loss)
         options.micro_batch_size = size
         policy = copy.deepcopy(model)
+        if hasattr(method, "prepare"):
+            method.prepare(policy)
         still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
-        pairs = (prompt, y, other, label)
-        numbers.append(train.update(options, find_method(loss), policy, reference, still, *pairs))
+        numbers.append(train.update(options, method, policy, reference, still, *batch))
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for gradient, line in zip(gradients[1:], numbers[1:], strict=True):
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
@@ -769,7 +796,7 @@ def test_real_posts(place, capsys):
 
 
 BAD = {
-    "unknown loss": (["--loss", "kto"], "--loss"),
+    "unknown loss": (["--loss", "likelihood"], "--loss"),
     "tau 0": (["--tau", "0"], "--tau"),
     "tau nan": (["--tau", "nan"], "--tau"),
     "tau a word": (["--tau", "small"], "--tau"),
