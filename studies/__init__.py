@@ -7,7 +7,7 @@
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
   survey       every loss once, at its defaults
-  stationary   where each method of losses/ stops
+  stationary   where each pair loss of losses/ stops; stationary_groups the others
   solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase
   processes    what several processes gain
