@@ -4,6 +4,7 @@ Two responses of a prompt are drawn from the policy; each one's return r - tau l
 measured against the other's, which does not depend on it. Written for the pair this is IPO's
 gradient with the reward gap r(y) - r(y') in the place of p - 1/2 (ipo.py):
     -(1/2) (r(y) - r(y') - tau h) (grad log pi(y) - grad log pi(y')).
+Of K responses RLOO is the mean of this loss over all pairs: losses/rloo.py.
 Left out: clipping, value functions, several steps a batch. The paper uses one sample a prompt and
 names no baseline.
 Run: python rl.py    (both returns and advantages of one pair)
