@@ -17,6 +17,7 @@ import csv
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 from typing import NamedTuple
@@ -625,6 +626,8 @@ def load_records(option, source, fields):
     import datasets  # here, not above: the built-in task needs none
 
     datasets.disable_progress_bars()
+    # What it logs would stand beside our one line, which says the same.
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         if local:
             table = datasets.load_dataset(FORMATS[extension], data_files=source, split="train")

@@ -414,6 +414,7 @@ def broken(rng, text):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ["jsonl", "json", "csv", "parquet"])
 def test_fuzz_records(tmp_path, extension):
     """40 spoiled files a format.

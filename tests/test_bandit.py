@@ -223,7 +223,16 @@ def test_two_actions_are_blind():
 # The solver
 
 
-@pytest.mark.parametrize("count, tau", [(3, 0.01), (20, 0.01), (20, 10.0), (100, 0.1), (500, 0.01)])
+@pytest.mark.parametrize(
+    "count, tau",
+    [
+        (3, 0.01),
+        (20, 0.01),
+        (20, 10.0),
+        (100, 0.1),
+        pytest.param(500, 0.01, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_solver_residual(count, tau, beta):
     """Its own equation, to 1e-10 nats, over tau in [0.01, 10] and up to 500 actions."""

@@ -24,7 +24,6 @@ from job import stages
 
 resource = pytest.importorskip("resource")  # Unix only
 
-SLOW = pytest.mark.slow
 STEPS = "--supervised-steps 40 --preference-steps 40 --steps 30 --save-every 4".split()
 STEPS += "--batch-size 4 --eval-prompts 8 --device cpu".split()
 
@@ -141,6 +140,7 @@ def test_killed_in_a_step(whole, started, monkeypatch, step):
     assert same(result(started), whole[1])
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
     """SIGKILL before a checkpoint gets its name, and before a stage does: the unfinished folder is
     not taken for a finished one."""
@@ -384,6 +384,7 @@ def test_a_lock_is_held_by_one(tmp_path):
     assert (tmp_path / "number").read_text() == "160" and not (tmp_path / "lock").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_share_the_making_of_a_stage(tmp_path):
     """Started together in an empty folder.
 
@@ -446,9 +447,8 @@ def test_a_full_device(started, monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize(
-    "loss, name", [("dro", "value.2.weight"), pytest.param("beta_dpo", "margins", marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("loss, name", [("dro", "value.2.weight"), ("beta_dpo", "margins")])
 def test_a_methods_own_weights_are_resumed(started, monkeypatch, loss, name):
     """DRO's value and beta-DPO's means are in the checkpoints: killed in step 9 and resumed,
     policy, value and metrics are those of the run that was not, to the bit, and the folder loads as

@@ -101,6 +101,7 @@ def test_handout_has_no_solution(tmp_path):
     assert command("--handout", handout).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_student_tries_an_exercise_in_the_handout(tmp_path):
     """Untouched stubs say what is to do; written out, exercise 2 gets its points."""
     handout = tmp_path / "handout"
@@ -186,6 +187,7 @@ def test_symptoms_show_the_bug(run):
     assert diagnosis("healthy") == "none"
 
 
+@pytest.mark.slow
 def test_symptoms_are_made_by_the_command(tmp_path):
     """A short run writes the same files as the committed ones, small; the key holds no name."""
     make_symptoms.main(["--steps", "20", "--out", str(tmp_path)])
