@@ -415,7 +415,7 @@ def test_torchrun(tmp_path, alone):
     """The command of the README; the launcher gets SIGTERM, the run saves and goes on."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    argv = [os.path.join(root, "train.py"), *STEPS, "--steps", "400", "--save-every", "1000"]
+    argv = [os.path.join(root, "train.py"), *STEPS, "--steps", "60", "--save-every", "1000"]
     argv += ["--out", str(tmp_path / "run"), "--stages", str(tmp_path / "stages")]
     run = subprocess.Popen([*launch, *argv], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -426,6 +426,6 @@ def test_torchrun(tmp_path, alone):
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0 and err.count("train.py: stopped") == 1
     (saved,) = names_of(tmp_path / "run")
-    assert saved < "checkpoint-000400"
+    assert saved < "checkpoint-000060"
     argv += ["--resume"]
     assert subprocess.run([sys.executable, *argv], capture_output=True).returncode == 0
