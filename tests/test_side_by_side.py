@@ -21,6 +21,14 @@ def two_threads():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises, although a shell ignores it in what it starts behind itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_values_in_order_on_two_threads(two_threads):
     """Both run at once.
 
@@ -92,7 +100,7 @@ def test_an_error_is_raised_after_both_have_ended(two_threads):
     assert ended
 
 
-def test_an_interrupt_is_raised_after_both_have_ended(two_threads):
+def test_an_interrupt_is_raised_after_both_have_ended(two_threads, ctrl_c):
     """Ctrl-C reaches the waiting caller, and one raised in a work does as well."""
     ended = []
 
