@@ -74,6 +74,13 @@ def everything(count):
     return slice(0, count)
 
 
+def inside(part, count):
+    """Which of count rows a slice picks, [count] of bool."""
+    picked = torch.zeros(count, dtype=torch.bool)
+    picked[part] = True
+    return picked
+
+
 class Comparisons(NamedTuple):
     """Responses and which of them were compared: all that a step asked for, or one process's share.
 
@@ -213,10 +220,8 @@ class BuiltIn:
         response = Tokens(ids, mask)
         first, second = every_pair(len(posts.ids), responses, model.device)
         preference = self.judge(prompt.rows(first), response.rows(first), response.rows(second))
-        is_mine = torch.zeros(count, dtype=torch.bool)
-        is_mine[mine] = True
         # The pairs come a post after the other within two responses, as every_pair orders them.
-        all_pairs = is_mine.repeat(responses * (responses - 1) // 2)
+        all_pairs = inside(mine, count).repeat(responses * (responses - 1) // 2)
         # The votes come from the generator that drew the responses, after them.
         return Comparisons(prompt, response, first, second, preference, rng, all_pairs)
 
@@ -391,9 +396,9 @@ class Records:
         Returns Comparisons with preference 1.
         """
         rows = self.batch_of(self.compared[role], role, step, count // 2)
-        all_pairs = torch.zeros(len(rows), dtype=torch.bool)
-        all_pairs[share(len(rows))] = True
-        rows = rows[share(len(rows))]
+        mine = share(len(rows))
+        all_pairs = inside(mine, len(rows))
+        rows = rows[mine]
         chosen = [row["chosen"] for row in rows]
         rejected = [row["rejected"] for row in rows]
         first = torch.arange(len(rows))
