@@ -273,7 +273,6 @@ def test_stages_are_shared_out(tmp_path, monkeypatch):
     the numbers on held-out pairs. Only process 0 writes."""
     wanted, numbers = stages_of(tmp_path / "alone", monkeypatch)
     monkeypatch.undo()
-    monkeypatch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
     for found, its_numbers in together(
         tmp_path, 3, lambda: stages_of(tmp_path / "three", monkeypatch)
     ):
@@ -356,7 +355,6 @@ def test_resumed_by_another_number(alone, begun, monkeypatch, before, after):
     assert job(begun, before) == [143] * before
     assert names_of(begun / "run") == ["checkpoint-000004", "checkpoint-000006"]
     monkeypatch.undo()
-    monkeypatch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
     assert job(begun, after, "--resume") == [0] * after
     assert close(result(begun), alone[1])
 
@@ -378,7 +376,6 @@ def test_a_process_that_dies(begun, monkeypatch, capfd, victim):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py:")]
     assert lines == [f"train.py: error: {parallel.LOST}"]
     monkeypatch.undo()
-    monkeypatch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
     assert job(begun, 1, "--resume") == [0]
 
 
