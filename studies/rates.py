@@ -15,7 +15,6 @@ import sys
 from studies import runs
 
 PEAKS = (5e-4, 1e-3, 2e-3, 4e-3)
-PROMPTS = 500
 WARM_UP = 10
 # The default, then no warm-up, no fall, and the constant rate that did best on one seed.
 SEEDS_RATES = (
@@ -29,19 +28,10 @@ SEEDS_RATES = (
 def cell(study, loss, peak, decay, warm_up, seed=0):
     """A run to do, by its rate; tau, beta and the stages are the defaults."""
     argv = ["--loss", loss, "--lr", str(peak), "--decay", decay, "--warm-up", str(warm_up)]
-    argv += ["--seed", str(seed), "--steps", str(study.steps), "--save-every", str(study.steps)]
-    argv += ["--keep", "1", "--eval-prompts", "20", *study.stages]
-    prompts = PROMPTS if study.scale == "full" else study.prompts
-    return dict(
-        name=f"rate: {loss} {peak:g} {decay} warm-up {warm_up} seed {seed}",
-        loss=loss,
-        peak=peak,
-        decay=decay,
-        warm_up=warm_up,
-        seed=seed,
-        argv=argv,
-        where=runs.where(study, prompts),
-    )
+    argv += ["--seed", str(seed)]
+    name = f"rate: {loss} {peak:g} {decay} warm-up {warm_up} seed {seed}"
+    rate = dict(peak=peak, decay=decay, warm_up=warm_up)
+    return runs.short_cell(study, name, argv, loss=loss, **rate, seed=seed)
 
 
 def table(lines):

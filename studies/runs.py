@@ -153,6 +153,23 @@ def run_cell(todo):
     return line
 
 
+def short_cell(study, name, argv, **said):
+    """A run of which only the end is wanted, for run_to_end: no checkpoint but the last, judged on
+    500 validation prompts.
+
+    name:
+        its line's.
+    argv:
+        train.py's options beyond the study's own.
+    said:
+        what its line says of it.
+    """
+    own = ["--steps", str(study.steps), "--save-every", str(study.steps), "--keep", "1"]
+    own += ["--eval-prompts", "20", *study.stages]
+    prompts = 500 if study.scale == "full" else study.prompts
+    return dict(name=name, **said, argv=[*argv, *own], where=where(study, prompts))
+
+
 def run_to_end(todo):
     """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and the
     seconds that the alignment and its last evaluation took in one thread."""

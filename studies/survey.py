@@ -12,25 +12,13 @@ import sys
 import job.options
 from studies import runs
 
-PROMPTS = 500
-
 
 def cell(study, loss, offline):
     """A run to do at a method's defaults; what the built-in stages are is the study's."""
-    method = job.options.find_method(loss)
-    argv = ["--loss", loss, "--steps", str(study.steps), "--save-every", str(study.steps)]
-    argv += ["--keep", "1", "--eval-prompts", "20", *study.stages]
-    if offline:
-        argv += ["--offline"]
-    prompts = PROMPTS if study.scale == "full" else study.prompts
-    return dict(
-        name=f"survey: {loss}{' offline' if offline else ''}",
-        loss=loss,
-        tau=method.TAU,
-        offline=offline,
-        argv=argv,
-        where=runs.where(study, prompts),
-    )
+    tau = job.options.find_method(loss).TAU
+    argv = ["--loss", loss, *(["--offline"] if offline else [])]
+    name = f"survey: {loss}{' offline' if offline else ''}"
+    return runs.short_cell(study, name, argv, loss=loss, tau=tau, offline=offline)
 
 
 def survey(study):
