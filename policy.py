@@ -11,6 +11,7 @@ Run: python policy.py    (a response scored token by token)
 Shapes: B rows, P prompt columns, T response columns.
 """
 
+import copy
 import functools
 import inspect
 import json
@@ -117,6 +118,37 @@ def rate_at(step, options):
     done = step / options.steps
     fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return options.lr * rise * fall[options.decay]
+
+
+def lagging_copies(options, policy, start):
+    """Who draws and who is the loss's reference, where --refresh and --renew-reference ask for
+    copies that lag behind the policy.
+
+    options:
+        refresh, 1 if the policy itself draws; renew_reference, 0 if the start stays pi_ref.
+    policy, start:
+        the model that is trained, and the one that it began as.
+
+    Returns (drawer, reference, copies): the policy and the start, or frozen copies of the policy;
+    copies holds only those, {name: model}, which a checkpoint must keep.
+    """
+    copies = {}
+    if options.refresh > 1:
+        copies["drawer"] = copy.deepcopy(policy).requires_grad_(False)
+    if options.renew_reference:
+        copies["reference"] = copy.deepcopy(policy).requires_grad_(False)
+    return copies.get("drawer", policy), copies.get("reference", start), copies
+
+
+def renew(copies, policy, step, options):
+    """Gives the copies that lag behind the policy its weights, where this step is one to do so.
+
+    Arguments as lagging_copies takes and returns them; step is an integer from 0.
+    """
+    every = dict(drawer=options.refresh, reference=options.renew_reference)
+    for name, model in copies.items():
+        if step % every[name] == 0:
+            model.load_state_dict(policy.state_dict())
 
 
 def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None):

@@ -264,6 +264,35 @@ def draw(logits, uniform):
 
 
 @torch.no_grad()
+def draw_pairs(pair, policy, reference, prompt, beta, uniforms, preference=None):
+    """The responses to every prompt, each from the law that the method's PAIR names: Table 1's
+    sampling column.
+
+    pair:
+        who draws y and who draws y', "policy", "mixture" or "reference"; of groups, K such names.
+    prompt:
+        Tokens [B, P].
+    beta:
+        in [0, 1], the weight of the reference in the mixture.
+    uniforms:
+        [T, K, B] as data.uniforms draws them, K = 2 for pairs; a response is cut at T tokens.
+    preference:
+        not asked here, but by a procedure that brings its own draw_pairs (losses/rso.py).
+
+    Returns y, y_other: K Tokens with a row a prompt.
+    """
+    # One run of the sampler for all: the mixture with weight 0 is the policy, with 1 the reference,
+    # and prompts are read once.
+    share = {"policy": 0.0, "mixture": beta, "reference": 1.0}
+    weights = tuple(share[law] for law in pair)
+    drawn, most, count = uniforms.flatten(1), len(uniforms), len(prompt.ids)
+    ids, mask, _ = sample(policy, reference, prompt, weights, None, most, drawn)
+    # All first responses, y, come before all second ones, y'.
+    return [
+        policies.Tokens(*rows) for rows in zip(ids.split(count), mask.split(count), strict=True)
+    ]
+
+
 def constant(tokenizer, law):
     """A GPT-2 whose next token follows one law after every prefix, for the worked example."""
     model = policies.build("tiny", tokenizer, context=8, seed=0).double()

@@ -9,7 +9,7 @@ Run: python train.py --loss ipo_md    (the built-in task, on a CPU, without netw
      python train.py --loss ipo_md --policy gpt2 --comparisons my.jsonl
      torchrun --nproc-per-node=2 train.py --loss ipo_md    (the same run: job/parallel.py)
 A killed run goes on with --resume, bit for bit (job/run.py).
-Left out: several epochs over one batch of samples.
+Online or iterated, with a reference that stays or follows: --refresh, --renew-reference, --epochs.
 """
 
 import math
@@ -30,7 +30,6 @@ import sampler
 import side_by_side
 from job import judged, parallel, report, stages
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
-from policy import Tokens
 
 
 def align(run, options, method, task, policy, reference, preference, judge):
@@ -57,12 +56,16 @@ def align(run, options, method, task, policy, reference, preference, judge):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=options.lr, weight_decay=0.0)
     every = max(10, options.steps // 10)
     mine = parallel.share(options.batch_size)  # this process's rows; alone, all of them
-    for step in run.steps(policy, optimizer):  # a clock: it restores, saves and stops
+    start = reference  # what evaluations compare with, whatever the loss's reference becomes
+    # By default the policy itself draws, and pi_ref is the start; else they are copies that lag.
+    drawer, reference, copies = policies.lagging_copies(options, policy, start)
+    for step in run.steps(policy, optimizer, copies):  # a clock: it restores, saves and stops
+        policies.renew(copies, policy, step, options)
         with precision(options):
             if step % every == 0:
-                run.log(step, evaluate.validate(policy, reference, judge, task))
+                run.log(step, evaluate.validate(policy, start, judge, task))
             if options.offline:  # eq 10: pairs of the data, which the policy had no part in
-                given = step, options.batch_size, reference, parallel.share, options.device
+                given = step, options.batch_size, start, parallel.share, options.device
                 batch = data.recorded_pairs(task, *given)
             else:  # eq 11's pairs: y, y' ~ SG[pi], or the mixture (section 5), as PAIR says
                 prompt = task.prompts("align", step, options.batch_size).rows(mine)
@@ -71,26 +74,36 @@ def align(run, options, method, task, policy, reference, preference, judge):
                 rng = data.generator(options.seed, "sample", step)
                 pair = drawn_by(options, method)  # or K, of groups (losses/groups.py)
                 uniforms = data.uniforms(rng, task.max_response, len(pair), options.batch_size)
-                uniforms, beta = uniforms[:, :, mine], options.beta
-                responses = draw_pairs(pair, policy, reference, prompt, beta, uniforms)
+                given = drawer, reference, prompt, options.beta, uniforms[:, :, mine], preference
+                responses = own(method, sampler.draw_pairs)(pair, *given)
                 label = own(method, label_pairs)(preference, prompt, *responses)
                 batch = (prompt, *responses, label)
+            # Numbers that a few losses take of the whole batch as it was drawn: see losses/.
+            whole = of_batch(options, method, policy, drawer, reference, *batch)
             if options.show and step == 0:
-                report.show(options, method, task.tokenizer, policy, reference, *batch)
+                report.show(options, method, task.tokenizer, policy, reference, *batch, **whole)
             optimizer.param_groups[0]["lr"] = policies.rate_at(step, options)
+            given = options, method, policy, reference, optimizer, *batch
+            if options.ptx:
+                whole["demos"] = partial(stages.demo_loss, options, task, policy, step)
             with run.evidence(step, *batch):  # kept in a file if the loss is not finite
-                numbers = update(options, method, policy, reference, optimizer, *batch)
+                for _ in range(options.epochs):
+                    numbers = update(*given, **whole)
         run.log(step, numbers)
     with precision(options):
-        run.log(options.steps, evaluate.validate(policy, reference, judge, task))
+        run.log(options.steps, evaluate.validate(policy, start, judge, task))
 
 
-def update(options, method, policy, reference, optimizer, *batch):
+def update(options, method, policy, reference, optimizer, *batch, demos=None, **whole):
     """One optimiser step on the mean loss of all pairs of all processes, in micro-batches.
 
     batch:
         prompt, y, y_other, label: Tokens with a row a pair, and [B] what the method's loss takes as
         its preference; of several processes each has its own.
+    demos:
+        demos() is the supervised loss that --ptx adds, None without it.
+    whole:
+        [B] each, what the loss takes of the whole batch.
 
     Returns the step's numbers, means over the pairs (README, Reading the output). Raises
     FloatingPointError, with the weights as they were, if the loss or the gradient is not finite.
@@ -99,7 +112,6 @@ def update(options, method, policy, reference, optimizer, *batch):
     rows = len(label)
     count = sum(parallel.gather(rows))
     size = options.micro_batch_size or rows
-    whole = of_batch(options, method, policy, reference, *batch)  # before any part: see losses/
     optimizer.zero_grad()
     # Layers are computed again only by a model in train mode; nothing else differs there.
     policy.train(options.gradient_checkpointing)
@@ -116,6 +128,8 @@ def update(options, method, policy, reference, optimizer, *batch):
         # Detached: a number to log must not keep its part's graph alive.
         loss += value.detach().sum().item() / count
         log_ratio += ratio.detach().sum().item() / count
+    if demos:  # PPO-ptx's term, for any loss
+        (options.ptx * demos()).backward()
     policy.eval()
     parallel.add_gradients(policy.parameters())
     means = report.means(rows / count, label, responses)
@@ -153,31 +167,6 @@ def score_reference(reference, prompt, sides):
 @torch.no_grad()  # a label is a number: no gradient flows through it
 def label_pairs(preference, prompt, y, y_other):
     return preference(prompt, y, y_other)
-
-
-def draw_pairs(pair, policy, reference, prompt, beta, uniforms):
-    """The responses to every prompt, each from the law that the method's PAIR names: Table 1's
-    sampling column.
-
-    pair:
-        who draws y and who draws y', "policy", "mixture" or "reference"; of groups, K such names.
-    prompt:
-        Tokens [B, P].
-    beta:
-        in [0, 1], the weight of the reference in the mixture.
-    uniforms:
-        [T, K, B] as data.uniforms draws them, K = 2 for pairs; a response is cut at T tokens.
-
-    Returns y, y_other: K Tokens with a row a prompt.
-    """
-    # One run of the sampler for all: the mixture with weight 0 is the policy, with 1 the reference,
-    # and prompts are read once.
-    share = {"policy": 0.0, "mixture": beta, "reference": 1.0}
-    weights = tuple(share[law] for law in pair)
-    drawn, most, count = uniforms.flatten(1), len(uniforms), len(prompt.ids)
-    ids, mask, _ = sampler.sample(policy, reference, prompt, weights, None, most, drawn)
-    # All first responses, y, come before all second ones, y'.
-    return [Tokens(*rows) for rows in zip(ids.split(count), mask.split(count), strict=True)]
 
 
 def run_job(options):

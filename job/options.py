@@ -92,9 +92,11 @@ def requested(method, policy, reference, prompt, y, *others):
     return found
 
 
-def of_batch(options, method, policy, reference, *batch):
+def of_batch(options, method, policy, drawer, reference, *batch):
     """What a method's loss asks for that is of the whole batch, of all its parts and processes.
 
+    policy, drawer, reference:
+        the models; the drawer is who drew the batch, the policy itself unless --refresh is given.
     batch:
         prompt, y, y_other, label: Tokens with a row a pair, and [B]; this process's rows.
 
@@ -103,7 +105,8 @@ def of_batch(options, method, policy, reference, *batch):
     if not hasattr(method, "OF_BATCH"):
         return {}
     with torch.no_grad():
-        return method.of_batch(parallel, options.micro_batch_size, policy, reference, *batch)
+        given = parallel, options.micro_batch_size, policy, drawer, reference
+        return method.of_batch(*given, *batch)
 
 
 def is_group(method):
@@ -125,6 +128,11 @@ def own(method, function):
 def positive(text):
     """A finite number above 0."""
     return number(text, float, "give a number above 0", lambda value: 0 < value < math.inf)
+
+
+def not_negative(text):
+    """A finite number, 0 or more."""
+    return number(text, float, "give a number, 0 or more", lambda value: 0 <= value < math.inf)
 
 
 def positive_whole(text):
@@ -181,6 +189,7 @@ def parse(argv):
     )
     parser.error = fail  # one line without the usage, like every other error
     add_method_options(parser.add_argument_group("the method").add_argument)
+    add_lag_options(parser.add_argument_group("what lags behind the policy").add_argument)
     add_data_options(parser.add_argument_group("data and models").add_argument)
     add_stage_options(parser.add_argument_group("the stages before the alignment").add_argument)
     add_run_options(parser.add_argument_group("the run").add_argument)
@@ -228,6 +237,39 @@ def add_method_options(add):
         help="pairs a backward pass: less memory, the same result (default: the whole batch)",
     )
     add("--seed", type=whole, default=0, help="of the draws; --offline has none (default 0)")
+
+
+def add_lag_options(add):
+    add(
+        "--refresh",
+        type=positive_whole,
+        default=1,
+        metavar="N",
+        help="who draws the pairs is the policy of up to N - 1 steps before, renewed every N: "
+        "more than 1 is iterative, --steps offline on own samples (default 1: online)",
+    )
+    add(
+        "--renew-reference",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="every N steps the loss's reference becomes the policy; evaluations compare with the "
+        "start (default 0: it stays the start)",
+    )
+    add(
+        "--epochs",
+        type=positive_whole,
+        default=1,
+        metavar="N",
+        help="optimiser steps on each batch of pairs (default 1)",
+    )
+    add(
+        "--ptx",
+        type=not_negative,
+        default=0.0,
+        metavar="WEIGHT",
+        help="adds WEIGHT times the demos' loss a token, PPO-ptx's term, to any loss (default 0)",
+    )
 
 
 def add_data_options(add):
@@ -332,6 +374,10 @@ def complete(options):
             f"--offline: --loss {options.loss} learns from its own samples; "
             f"take one of {', '.join(others)}"
         )
+    if options.offline and options.refresh > 1:
+        fail(f"--refresh {options.refresh}: --offline draws no pairs; leave one of them out")
+    if options.ptx and not (options.demos or options.comparisons) and options.prompts:
+        fail(f"--ptx {options.ptx:g}: there is nothing to imitate; give --demos too")
     if options.responses is not None:
         check_responses(options, method)
     if options.preference:

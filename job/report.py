@@ -1,6 +1,5 @@
 """What a run shows: one step in text and numbers, the samples, the pictures, the results."""
 
-import copy
 import json
 import os
 
@@ -9,7 +8,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import policy as policies
-from job.options import drawn_by, is_group, of_batch, requested, requests
+from job.options import drawn_by, is_group, requested, requests
 from job.run import write_json
 
 # What may end a run that is no mistake of the program.
@@ -73,25 +72,26 @@ def means(share, label, responses):
     )
 
 
-def show(options, method, *models_and_batch):
+def show(options, method, *models_and_batch, **whole):
     """Prints the first two rows of a batch: show_group where the method compares groups, else
     show_pairs."""
     shown = show_group if is_group(method) else show_pairs
-    shown(options, method, *models_and_batch)
+    shown(options, method, *models_and_batch, **whole)
 
 
 @torch.no_grad()
-def show_group(options, method, tokenizer, policy, reference, prompt, *responses_and_label):
+def show_group(options, method, tokenizer, policy, reference, *batch, **whole):
     """Prints the first two prompts of a batch with all responses, before the step is taken.
 
-    Arguments as show_pairs, with K responses; label is [B, K, K] p(y_i > y_j | x), of which each
-    response's mean is shown, or [B, K] r(y), or [B] p(y_1 > y_2 | x).
+    Arguments as show_pairs, with K responses in the batch; label is [B, K, K] p(y_i > y_j | x), of
+    which each response's mean is shown, or [B, K] r(y), or [B] p(y_1 > y_2 | x).
     """
     rows = slice(0, 2)
-    *responses, label = responses_and_label
+    prompt, *responses, label = batch
     prompt, responses = prompt.rows(rows), [response.rows(rows) for response in responses]
     label = label[rows]
     asked = requested(method, policy, reference, prompt, *responses)
+    asked.update({name: numbers[rows] for name, numbers in whole.items()})
     given = options, method, policy, reference, prompt, *responses, label
     loss, _ = method.pair_losses(*given, **asked)
     name, shown = "r(y)", label
@@ -117,7 +117,7 @@ def show_group(options, method, tokenizer, policy, reference, prompt, *responses
 
 
 @torch.no_grad()
-def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other, label):
+def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other, label, **whole):
     """Prints the first two pairs of a batch as the paper writes them, before the step is taken.
 
     options:
@@ -132,11 +132,10 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
         Tokens with a row a pair.
     label:
         [B] p(y > y' | x), or r(y) - r(y') where the method's LABEL is "reward".
+    whole:
+        [B] each, what the loss takes of the whole batch.
     """
     rows = slice(0, 2)
-    # A copy: a method may count the batches in the policy, and showing one is no step.
-    still = copy.deepcopy(policy) if hasattr(method, "OF_BATCH") else policy
-    whole = of_batch(options, method, still, reference, prompt, y, y_other, label)
     prompt, y, y_other, label = prompt.rows(rows), y.rows(rows), y_other.rows(rows), label[rows]
     logp = policies.log_prob(policy, prompt, y)
     ref_logp = policies.log_prob(reference, prompt, y)

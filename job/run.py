@@ -20,7 +20,7 @@ from functools import partial
 
 import filelock
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from tqdm import tqdm
 
 import policy as policies
@@ -90,17 +90,19 @@ class Run:
         else:
             raise KeyboardInterrupt(number)
 
-    def steps(self, policy, optimizer):
+    def steps(self, policy, optimizer, copies):
         """The clock: yields the numbers of the steps to do, and saves behind them.
 
-        policy, optimizer:
-            brought to the last checkpoint first, if there is one.
+        policy, optimizer, copies:
+            brought to the last checkpoint first, if there is one. copies are models by name that
+            lag behind the policy, as policy.lagging_copies returns them.
 
         Raises KeyboardInterrupt after the step in which a signal came to any of the processes, once
         that step is saved.
         """
         options = self.options
-        state = restore(options, policy, optimizer, dict(self.made_from, step=0, metrics=0))
+        begin = dict(self.made_from, step=0, metrics=0)
+        state = restore(options, policy, optimizer, copies, begin)
         if self.metrics:
             self.metrics.truncate(state["metrics"])  # lines after the checkpoint are written again
         label = f"alignment, {options.loss}"
@@ -111,7 +113,7 @@ class Run:
             # Of all processes: they stop behind one step, or some would wait for ever.
             came = parallel.largest(self.signal or 0)
             if came or done % options.save_every == 0 or done == options.steps:
-                parallel.from_first(partial(self.save, policy, optimizer, done))
+                parallel.from_first(partial(self.save, policy, optimizer, copies, done))
             if came:
                 raise KeyboardInterrupt(came)
         self.stepping = False
@@ -125,10 +127,11 @@ class Run:
             shown = ", ".join(f"{name} {value:.6g}" for name, value in line.items())
             tqdm.write(f"whole batch: {shown}")
 
-    def save(self, policy, optimizer, step):
+    def save(self, policy, optimizer, copies, step):
         """Writes OUT/checkpoint-STEP, whole or not at all; then removes the oldest beyond --keep.
 
-        It is a policy folder, with the optimiser and the state beside the weights.
+        It is a policy folder, with the optimiser, the state and NAME.safetensors of each copy
+        beside the weights.
         """
         path = self.path(f"checkpoint-{step:06d}")
         unfinished = f"{path}.tmp"
@@ -142,9 +145,11 @@ class Run:
         torch.save(optimizer.state_dict(), buffer)
         with open(os.path.join(unfinished, "optimizer.pt"), "wb") as file:
             file.write(buffer.getbuffer())
-        files = {}
-        for name in ("model.safetensors", "optimizer.pt"):
-            files[name] = file_hash(os.path.join(unfinished, name))
+        names = ["model.safetensors", "optimizer.pt"]
+        for name, model in copies.items():
+            names.append(f"{name}.safetensors")
+            save_model(model, os.path.join(unfinished, names[-1]))
+        files = {name: file_hash(os.path.join(unfinished, name)) for name in names}
         state = dict(self.made_from, step=step, metrics=self.metrics.tell(), files=files)
         write_json(os.path.join(unfinished, "state.json"), state)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
@@ -232,9 +237,11 @@ def checkpoints(folder):
     return sorted(os.path.join(folder, name) for name in names if not name.endswith(".tmp"))
 
 
-def restore(options, policy, optimizer, state):
-    """Loads the newest checkpoint that is whole into policy and optimizer.
+def restore(options, policy, optimizer, copies, state):
+    """Loads the newest checkpoint that is whole into policy, optimizer and copies.
 
+    copies:
+        {name: model that lags behind the policy}.
     state:
         where a run without checkpoints begins, with the hashes of its reference and preference
         model.
@@ -245,6 +252,7 @@ def restore(options, policy, optimizer, state):
     for path in reversed(checkpoints(options.out)):
         try:
             found, weights, moments = read_checkpoint(path, options.device)
+            of_copies = {name: load_file(f"{path}/{name}.safetensors") for name in copies}
         except (OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
             reason = policies.first_line(error)
             warning = f"warning: {path} is damaged ({reason}); trying the checkpoint before it"
@@ -256,6 +264,8 @@ def restore(options, policy, optimizer, state):
                     f"--resume: {path} was made with another {name} model; give another --out"
                 )
         policy.load_state_dict(weights, strict=False)  # the tied head is not in the file
+        for name, model in copies.items():
+            model.load_state_dict(of_copies[name], strict=False)
         optimizer.load_state_dict(moments)
         print(f"resumed at step {found['step']} from {path}")
         return found

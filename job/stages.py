@@ -105,19 +105,10 @@ def supervised(options, task, start, data_hash):
         model = model.to(options.device)
         lr = options.supervised_lr or (3e-3 if options.policy == "tiny" else 1e-4)
 
-        def loss(step):
-            prompt, response = task.demos(step, 32)
-            prompt, response = prompt.to(options.device), response.to(options.device)
-            mine = parallel.share(len(prompt.ids))
-            with precision(options):
-                # Mean over the batch's tokens: every word of the demos counts alike.
-                total = policies.log_prob(model, prompt.rows(mine), response.rows(mine)).sum()
-                return -total / response.mask.sum()
-
         groups = [dict(params=list(model.parameters()), lr=lr)]
         policies.minimise(
             groups,
-            loss,
+            partial(demo_loss, options, task, model),
             options.supervised_steps,
             "supervised policy",
             add_gradients=parallel.add_gradients,
@@ -132,6 +123,27 @@ def supervised(options, task, start, data_hash):
         return policies.load(folder)[0].to(options.device)
 
     return keep_or_make(options.stages, "supervised", key, make, write, load)
+
+
+def demo_loss(options, task, model, step):
+    """The loss of a step's 32 demos, nats a token: this process's part of it, with gradient.
+
+    options:
+        of the run: device and precision.
+    task:
+        where the demos come from.
+    model:
+        the policy.
+    step:
+        an integer from 0; every step has its own demos.
+    """
+    prompt, response = task.demos(step, 32)
+    prompt, response = prompt.to(options.device), response.to(options.device)
+    mine = parallel.share(len(prompt.ids))
+    with precision(options):
+        # Mean over the batch's tokens: every word of the demos counts alike.
+        total = policies.log_prob(model, prompt.rows(mine), response.rows(mine)).sum()
+        return -total / response.mask.sum()
 
 
 def weights_hash(model):

@@ -31,7 +31,7 @@ def prepare(policy):
     policy.register_buffer("margins", torch.zeros(3, dtype=torch.float64, device=policy.device))
 
 
-def of_batch(parallel, size, policy, reference, prompt, y, y_other, label):
+def of_batch(parallel, size, policy, drawer, reference, prompt, y, y_other, label):
     """{"shift": M - M0, "kept": 1/(1 - rho) or 0}, [B] each. Takes the batch into the means."""
     ratios = [log_ratios(size, policy, reference, prompt, side) for side in (y, y_other)]
     own = ((ratios[0] - ratios[1]) * torch.where(label < 0.5, -1.0, 1.0)).double().cpu()

@@ -24,7 +24,7 @@ CONTRASTIVE = False  # z0 is in it, and each response alone
 OF_BATCH = ("z0",)  # what of_batch gives
 
 
-def of_batch(parallel, size, policy, reference, prompt, y, y_other, label):
+def of_batch(parallel, size, policy, drawer, reference, prompt, y, y_other, label):
     """{"z0": [B]}, one number of the whole batch, repeated, nats, 0 or more.
 
     parallel: job/parallel.py, for the other processes' rows. size: rows of a pass, or None.

@@ -391,7 +391,7 @@ def prepare_step(options, loss, policy, reference):
 def draw(step, new):
     """A step's pairs, of new tokens each."""
     uniforms = data.uniforms(data.generator(0, "sample", 0), new, 2, len(step.prompt.ids))
-    return train.draw_pairs(
+    return sampler.draw_pairs(
         step.method.PAIR, step.policy, step.reference, step.prompt, step.beta, uniforms
     )
 
@@ -416,9 +416,15 @@ def forward(step):
     """train.py's losses of every pair, with gradient for the policy, without for the reference."""
     models = (step.options, step.method, step.policy, step.reference)
     pairs = step.prompt, step.y, step.y_other
-    asked = job.options.requested(*models[1:], *pairs)
-    asked |= job.options.of_batch(*models, *pairs, step.label)
+    asked = job.options.requested(*models[1:], *pairs) | whole(step)
     return train.pair_losses(*models, *pairs, step.label, **asked)
+
+
+def whole(step):
+    """The numbers of the whole batch that the method asks for; the policy itself drew it."""
+    models = step.policy, step.policy, step.reference
+    batch = step.prompt, step.y, step.y_other, step.label
+    return job.options.of_batch(step.options, step.method, *models, *batch)
 
 
 def backward(step):
@@ -433,6 +439,7 @@ def backward(step):
         step.y,
         step.y_other,
         step.label,
+        **whole(step),
     )
 
 

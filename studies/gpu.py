@@ -21,6 +21,7 @@ import torch
 
 import data
 import policy as policies
+import sampler
 import train
 from studies import bench, memory
 
@@ -49,7 +50,7 @@ def one_step(device, kind, dtype):
     policy, reference = policy.to(device), reference.to(device).requires_grad_(False)
     prompt = policies.pad([[5, 6, 7], [8], [9, 10]] * 3, "left", 0, device)
     uniforms = data.uniforms(data.generator(0, "gpu", 0), 8, 2, len(prompt.ids))
-    y, y_other = train.draw_pairs(method.PAIR, policy, reference, prompt, 0.125, uniforms)
+    y, y_other = sampler.draw_pairs(method.PAIR, policy, reference, prompt, 0.125, uniforms)
     label = torch.linspace(0, 1, len(prompt.ids), dtype=dtype, device=device)
     still = torch.optim.SGD(policy.parameters(), lr=0.0)
     train.update(run, method, policy, reference, still, prompt, y, y_other, label)

@@ -26,6 +26,7 @@ import data
 import job.options
 import policy as policies
 import preference_model
+import sampler
 import train
 from studies.bench import peak_memory
 
@@ -86,7 +87,7 @@ def cell(size, setting, device):
         begun = time.perf_counter()
         with job.options.precision(options):
             uniforms = data.uniforms(data.generator(0, "memory", step), NEW, 2, PROMPTS)
-            pair = train.draw_pairs(method.PAIR, policy, reference, prompt, 0.125, uniforms)
+            pair = sampler.draw_pairs(method.PAIR, policy, reference, prompt, 0.125, uniforms)
             with torch.no_grad():
                 label = labels(prompt, *pair)
             models = (options, method, policy, reference, optimizer)

@@ -15,6 +15,7 @@ import bandit
 import dpo
 import policy as policies
 import rl
+import sampler
 import train
 from job import parallel, report
 from job.options import constants, find_method, is_group, method_names, parse, requests
@@ -437,14 +438,14 @@ def test_z0_is_of_the_mismatched_pairs():
                 policies.log_prob(models[0], *pair) - policies.log_prob(models[1], *pair)
             ).item()
         for size in (None, 1, 2):
-            given = parallel, size, *models, PROMPT, Y, OTHER, torch.ones(3)
+            given = parallel, size, models[0], *models, PROMPT, Y, OTHER, torch.ones(3)
             found = kto.of_batch(*given)["z0"]
             assert found.shape == (3,) and not found.requires_grad
             assert_close(found, torch.full((3,), max(0.0, total / 3), dtype=DOUBLE))
     assert found.max() == 0 or total > 0
     one = [part.rows(slice(0, 1)) for part in (PROMPT, Y, OTHER)]
     with pytest.raises(ValueError, match="--batch-size"):
-        kto.of_batch(parallel, None, policy, reference, *one, torch.ones(1))
+        kto.of_batch(parallel, None, policy, policy, reference, *one, torch.ones(1))
 
 
 def test_beta_dpo_of_a_batch_by_hand():
@@ -458,7 +459,7 @@ def test_beta_dpo_of_a_batch_by_hand():
     h = (ratios[0] - ratios[1]) * torch.tensor([1, -1, 1], dtype=DOUBLE)
     mean, spread = 0.0, 0.0
     for count in range(2):
-        found = beta_dpo.of_batch(parallel, 1, policy, reference, PROMPT, Y, OTHER, label)
+        found = beta_dpo.of_batch(parallel, 1, policy, policy, reference, PROMPT, Y, OTHER, label)
         mean, spread = 0.9 * mean + 0.1 * h.mean().item(), 0.9 * spread + 0.1 * h.std().item()
         assert policy.margins.tolist() == pytest.approx([mean, spread, count + 1], rel=1e-12)
         kept = found["kept"] > 0
@@ -572,9 +573,9 @@ def test_kto_is_shown(capsys):
     policy, reference = gpt2(0), gpt2(1).requires_grad_(False)
     options, words = parse(["--loss", "kto", "--device", "cpu"]), policies.word_tokenizer("abcd")
     pairs = PROMPT, Y, OTHER, torch.tensor([0.9, 0.2, 0.6], dtype=DOUBLE)
-    report.show(options, kto, words, policy, reference, *pairs)
+    z0 = kto.of_batch(parallel, None, policy, policy, reference, *pairs)["z0"]
+    report.show(options, kto, words, policy, reference, *pairs, z0=z0)
     out = capsys.readouterr().out
-    z0 = kto.of_batch(parallel, None, policy, reference, *pairs)["z0"]
     value, _ = train.pair_losses(options, kto, policy, reference, *pairs, z0=z0)
     shown = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("  loss")]
     assert shown == pytest.approx(value[:2].tolist(), abs=2e-6) and out.count("  z0 ") == 2
@@ -727,4 +728,4 @@ def test_another_function_of_the_methods_own_name_is_taken():
     """train.py asks a file for label_pairs and pair_losses by name."""
     method = types.SimpleNamespace(pair_losses=1)
     assert train.own(method, train.pair_losses) == 1
-    assert train.own(method, train.draw_pairs) is train.draw_pairs
+    assert train.own(method, sampler.draw_pairs) is sampler.draw_pairs

@@ -311,10 +311,10 @@ def test_a_full_disk(whole, started, monkeypatch):
     first one is whole, the run goes on."""
     save = runs.Run.save
 
-    def limited(self, policy, optimizer, step):
+    def limited(self, policy, optimizer, copies, step):
         if step == 8:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-        save(self, policy, optimizer, step)
+        save(self, policy, optimizer, copies, step)
 
     monkeypatch.setattr(runs.Run, "save", limited)
     read, write = os.pipe()

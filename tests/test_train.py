@@ -22,7 +22,7 @@ import summaries
 import train
 from clock import Clock, align
 from job import report, versions
-from job.options import find_method, is_group, method_names, parse
+from job.options import find_method, is_group, method_names, of_batch, parse
 from losses import groups
 from reference_sampler import constant_gpt2, gpt2
 from test_architectures import tiny
@@ -220,7 +220,8 @@ def test_micro_batches_change_no_gradient(loss):
         if hasattr(method, "prepare"):
             method.prepare(policy)
         still = types.SimpleNamespace(zero_grad=policy.zero_grad, step=lambda: None)
-        numbers.append(train.update(options, method, policy, reference, still, *batch))
+        whole = of_batch(options, method, policy, policy, reference, *batch)
+        numbers.append(train.update(options, method, policy, reference, still, *batch, **whole))
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for gradient, line in zip(gradients[1:], numbers[1:], strict=True):
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
