@@ -21,8 +21,9 @@ import torch
 
 import bandit
 import dpo
+import ipo
 from job.options import find_method
-from losses import cringe, tdpo
+from losses import cringe, inpo, tdpo
 
 LENGTHS = torch.tensor([3.0, 1.0, 4.0, 2.0], dtype=torch.float64)  # tokens of the four actions
 
@@ -361,6 +362,13 @@ def dpo_online_point(game, smoothing=0.0):
     return bandit.dpo_point(flatter, game.log_ref, game.tau)
 
 
+def inpo_point(game):
+    """At the policy that drew the pairs its gradient is a multiple of IPO's, so where it stops to
+    move, it stops as online IPO does: Nash at tau, whatever the ratio.
+    """
+    return bandit.fixed_point(game.preferences, game.log_ref, game.tau)
+
+
 def nash_point(game):
     """GPO's square pulls by 2 tau (tau h - (2p - 1)): IPO at tau/2, hence Nash at tau/2."""
     return bandit.fixed_point(game.preferences, game.log_ref, game.tau / 2)
@@ -386,9 +394,18 @@ def one_token_cringe(logp, logp_other, ref_logp, ref_logp_other, p, tau, **const
     return cringe.loss(*sides, p, tau, **given)
 
 
+def one_step_inpo(logp, logp_other, ref_logp, ref_logp_other, p, tau, **constants):
+    """inpo.loss for pairs that the policy itself has just drawn, [n, n]."""
+    sides = logp, logp_other, ref_logp, ref_logp_other
+    drawn = ipo.log_ratio_gap(*sides).detach()
+    return inpo.loss(*sides, p, tau, drawn_gap=drawn, **constants)
+
+
 def loss_of(name, **constants):
     """A method's loss with some constants."""
     loss = find_method(name).loss
+    if name == "inpo":
+        loss = one_step_inpo
     if name == "tdpo":
         loss = one_token_tdpo
     if name == "cringe":
@@ -449,6 +466,8 @@ def online_plan(game):
             dpo_online_point(game, 0.1),
         ),
         (game, "npo", loss_of("npo"), "solved", npo_online_point(game)),
+        (game, "inpo", loss_of("inpo"), "Nash at tau", inpo_point(game)),
+        (game, "inpo ratio 0.9", loss_of("inpo", ratio=0.9), "Nash at tau", inpo_point(game)),
     )
 
 

@@ -219,6 +219,7 @@ def ten_steps(case):
         pytest.param("dro", marks=pytest.mark.slow),
         pytest.param("lipo --responses 3", marks=pytest.mark.slow),
         pytest.param("rl", marks=pytest.mark.slow),
+        "inpo --micro-batch-size 1 --refresh 3 --renew-reference 4 --epochs 2 --ptx 0.1",
         pytest.param("slic --micro-batch-size 2", marks=pytest.mark.slow),
     ],
 )
