@@ -23,7 +23,7 @@ import policy as policies
 import preference_model
 import train
 from clock import Clock, align
-from job import parallel, stages
+from job import judged, parallel, stages
 from job import run as runs
 from job.options import find_method, parse
 from test_golden import fill, gpt2
@@ -193,6 +193,8 @@ def ten_steps(case):
     model = fill(preference_model.PreferenceModel(reference, pairwise=pairwise), 2)
     model.requires_grad_(False)
     labels = dict(preference=model, reward=model.logit, rewards=model.reward)
+    if options.preference:
+        labels = dict(preference=judged.asked_file(options, task.tokenizer))
     first = []
 
     def after(step):
@@ -240,6 +242,35 @@ def test_processes_are_one_run(tmp_path, case):
             for step, line in numbers.items():
                 # The logged means of counts are float32's.
                 assert its_numbers[step] == pytest.approx(line, rel=1e-6, abs=1e-9)
+
+
+RULE = """
+import os
+
+def preference(prompts, ys, ys_other):
+    assert os.environ.get("RANK") != os.environ.get("FAILS"), "this one cannot"
+    pairs = zip(ys, ys_other)
+    return [(1 + len(other)) / (2 + len(y) + len(other)) for y, other in pairs]
+"""
+
+
+def test_a_preference_file_is_asked_by_all(tmp_path, alone, begun, monkeypatch, capfd):
+    """Each process asks for its own pairs: the labels, and so the run, are those of one. If the
+    file fails in one of them, the others do not wait: its line, and that it has ended."""
+    rule = tmp_path / "rule.py"
+    rule.write_text(RULE)
+    monkeypatch.setenv("FAILS", "no process")
+    case = f"ipo_md --preference {rule}"
+    ids, gradient, weights, numbers = ten_steps(case)
+    assert len({line["label"] for line in numbers.values()}) == 10
+    for number, part in enumerate(together(tmp_path, 2, lambda: ten_steps(case))):
+        assert part[0][9] == ids[9][:2] if number == 0 else part[0][9] == ids[9][2:]
+        assert apart(part[1], gradient) < 1e-12 and apart(part[2], weights) < 1e-9
+    monkeypatch.setenv("FAILS", "1")
+    capfd.readouterr()
+    assert sorted(job(begun, 2, "--preference", str(rule))) == [1, 2]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "train.py: error: " in line]
+    assert len(lines) == 1 and ("this one cannot" in lines[0] or parallel.LOST in lines[0])
 
 
 def test_float32_gradient(tmp_path, monkeypatch):
