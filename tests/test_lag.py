@@ -131,10 +131,10 @@ def test_evaluations_and_recorded_pairs_are_the_starts(monkeypatch):
     monkeypatch.setattr(evaluate, "validate", lambda policy, other, *_: seen.append(flat(other)))
     course = plain
     course.policy.load_state_dict(course.start.state_dict())
-    options = parse("--steps 3 --batch-size 2 --device cpu --renew-reference 1".split())
+    options = parse("--steps 12 --batch-size 2 --device cpu --renew-reference 1".split())
     models = course.policy, course.start, course.preference, course.task.judge
-    train.align(Clock(0, 1, 2), options, find_method("ipo_md"), course.task, *models)
-    assert len(seen) == 2 and all(torch.equal(weights, flat(course.start)) for weights in seen)
+    train.align(Clock(0, 1, 10), options, find_method("ipo_md"), course.task, *models)
+    assert len(seen) == 3 and all(torch.equal(weights, flat(course.start)) for weights in seen)
 
 
 def test_epochs_are_steps_on_one_batch():
