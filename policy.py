@@ -703,6 +703,19 @@ def log_prob(model, prompt, response):
     return token_log_probs(model, prompt, response).sum(1)
 
 
+def mean_log_prob(model, prompt, response):
+    """log pi(y | x) over the response's number of tokens, [B], nats a token.
+
+    Arguments as log_prob. Not the theory's: the paper's taus suggest it (--length-average).
+    """
+    return log_prob(model, prompt, response) / response.lengths()
+
+
+def scoring(options):
+    """Which of log_prob and mean_log_prob the run's loss takes: log_prob, without the option."""
+    return mean_log_prob if options.length_average else log_prob
+
+
 def token_log_probs(model, prompt, response):
     """log pi(y_n | x, y_<n) of each response token, 0 where the response's mask is False.
 

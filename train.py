@@ -145,23 +145,20 @@ def update(options, method, policy, reference, optimizer, *batch, demos=None, **
 def pair_losses(options, method, policy, reference, prompt, y, y_other, label, **asked):
     """The method's loss of every pair, and log pi(y)/pi_ref(y), nats: [B] each, unreduced."""
     sides = (y, y_other)[: method.LEARNS_FROM]  # an opponent may be not learned from
-    of_policy = partial(score, policy, prompt, sides)
-    of_reference = partial(score_reference, reference, prompt, sides)
+    log_prob = policies.scoring(options)  # sums over tokens, unless --length-average
+    of_policy = partial(score, log_prob, policy, prompt, sides)
+    # pi_ref is a constant of the loss: no gradient.
+    of_reference = torch.no_grad()(partial(score, log_prob, reference, prompt, sides))
     logp, ref_logp = side_by_side.run([of_policy, of_reference], options.device)
     # For IPO eq 10 and 11, written out in ipo.py:loss.
     value = method.loss(*logp, *ref_logp, label, options.tau, **options.set, **asked)
     return value, logp[0] - ref_logp[0]
 
 
-def score(model, prompt, sides):
-    """[log pi(y), log pi(y')] of the sides learned from, [B] each: sums over tokens; else None."""
-    logp = [policies.log_prob(model, prompt, side) for side in sides]
+def score(log_prob, model, prompt, sides):
+    """[log pi(y), log pi(y')] of the sides learned from, [B] each; None for one that is not."""
+    logp = [log_prob(model, prompt, side) for side in sides]
     return logp if len(logp) == 2 else [*logp, None]
-
-
-@torch.no_grad()  # pi_ref is a constant of the loss
-def score_reference(reference, prompt, sides):
-    return score(reference, prompt, sides)
 
 
 @torch.no_grad()  # a label is a number: no gradient flows through it

@@ -211,6 +211,12 @@ def add_method_options(add):
         help="another value for a constant of the loss; may be repeated",
     )
     add("--offline", action="store_true", help="learn from the recorded comparisons")
+    add(
+        "--length-average",
+        action="store_true",
+        help="the loss takes log-probabilities a token, not of whole responses: not the theory's, "
+        "but what the paper's taus suggest; for contrastive losses of pairs",
+    )
     add("--steps", type=whole, default=200, help="alignment steps (default 200)")
     add("--lr", type=positive, help="alignment's highest learning rate; default: the method's RATE")
     add(
@@ -376,6 +382,12 @@ def complete(options):
         )
     if options.offline and options.refresh > 1:
         fail(f"--refresh {options.refresh}: --offline draws no pairs; leave one of them out")
+    alone = method.CONTRASTIVE and not hasattr(method, "OF_BATCH") and not is_group(method)
+    if options.length_average and not alone:
+        fail(
+            f"--length-average: --loss {options.loss} takes log-probabilities as its paper does; "
+            "take a contrastive loss of pairs, such as ipo"
+        )
     if options.ptx and not (options.demos or options.comparisons) and options.prompts:
         fail(f"--ptx {options.ptx:g}: there is nothing to imitate; give --demos too")
     if options.responses is not None:

@@ -45,10 +45,11 @@ def print_method(options, method):
     drawn = f"y from the {drawers[0]}, y' from the {drawers[1]}"
     if is_group(method):
         drawn = f"a group from the {', the '.join(drawers)}"
+    scored = "means over tokens" if options.length_average else "sums"
     print(
         f"{options.loss}: contrastive {contrastive}, online {online}, "
         f"{drawn}; "
-        f"log-probabilities are sums, tau = {options.tau}, beta = {options.beta}"
+        f"log-probabilities are {scored}, tau = {options.tau}, beta = {options.beta}"
     )
     whole = set(getattr(method, "OF_BATCH", ()))
     for names, of in ((requests(method) - whole, "a response"), (whole, "the whole batch")):
@@ -137,10 +138,11 @@ def show_pairs(options, method, tokenizer, policy, reference, prompt, y, y_other
     """
     rows = slice(0, 2)
     prompt, y, y_other, label = prompt.rows(rows), y.rows(rows), y_other.rows(rows), label[rows]
-    logp = policies.log_prob(policy, prompt, y)
-    ref_logp = policies.log_prob(reference, prompt, y)
-    logp_other = policies.log_prob(policy, prompt, y_other)
-    ref_logp_other = policies.log_prob(reference, prompt, y_other)
+    log_prob = policies.scoring(options)
+    logp = log_prob(policy, prompt, y)
+    ref_logp = log_prob(reference, prompt, y)
+    logp_other = log_prob(policy, prompt, y_other)
+    ref_logp_other = log_prob(reference, prompt, y_other)
     h = (logp - ref_logp) - (logp_other - ref_logp_other)
     asked = requested(method, policy, reference, prompt, y, y_other)
     asked.update({name: numbers[rows] for name, numbers in whole.items()})

@@ -29,6 +29,8 @@ from job.versions import version
 
 # Options that change nothing of a run's result: another value is no other run.
 NEUTRAL = ("out", "stages", "resume", "save_every", "keep", "show")
+# Options that came later than some configs, and what runs did before there were any.
+LATER = dict(refresh=1, renew_reference=0, epochs=1, ptx=0.0, length_average=False)
 LOCK = ".lock"
 
 
@@ -210,7 +212,7 @@ def existing_run(options, data_hash):
             raise ValueError(f"--out {out}: is not a run's folder and not empty; give another")
         return config, None
     try:
-        other = dict(read_json(path))
+        other = LATER | dict(read_json(path))
     except (ValueError, TypeError):
         raise ValueError(f"--out {out}: its config.json is damaged; give another --out") from None
     changed = []

@@ -372,7 +372,11 @@ def prepare_step(options, loss, policy, reference):
     model = model.to(options.device)
     step = SimpleNamespace(
         options=SimpleNamespace(
-            **vars(options), tau=method.TAU, set={}, gradient_checkpointing=False
+            **vars(options),
+            tau=method.TAU,
+            set={},
+            gradient_checkpointing=False,
+            length_average=False,
         ),
         method=method,
         beta=getattr(method, "BETA", 0.0),

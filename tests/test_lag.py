@@ -20,6 +20,7 @@ import preference_model
 import sampler
 import train
 from clock import Clock, align
+from job import run as runs
 from job.options import find_method, of_batch, parse
 from losses import inpo
 from test_golden import fill, gpt2
@@ -330,3 +331,19 @@ def test_what_does_not_go_together_is_refused(tmp_path, capsys):
         rule.write_text("")
         given = ["--prompts", "x.jsonl", "--preference", str(rule), "--policy", "gpt2"]
         parse([*given, "--supervised-steps", "0", "--ptx", "1"])
+
+
+def test_a_run_from_before_these_options_goes_on(whole, tmp_path, capsys):
+    """A config that lacks them had their defaults: finished it is shown, with others refused."""
+    os.symlink(whole[0] / "stages", tmp_path / "stages")
+    assert job(tmp_path, "--loss", "ipo") == 0
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for name in runs.LATER:
+        assert config.pop(name) == runs.LATER[name]
+    path.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert job(tmp_path, "--loss", "ipo") == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert job(tmp_path, "--loss", "ipo", "--epochs", "2") == 2
+    assert "epochs 1 there, 2 here" in capsys.readouterr().err

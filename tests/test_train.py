@@ -230,6 +230,38 @@ def test_micro_batches_change_no_gradient(loss):
     assert gradients[0].norm() > 1e-3
 
 
+@pytest.mark.parametrize("loss", ["ipo", "ipo_md", "dpo", "slic", "gpo"])
+def test_length_average(loss, capsys):
+    """Each log-probability over its own response's tokens before the loss, by hand; the header and
+    --show say so; what is no contrastive loss of pairs refuses it."""
+    policy, reference = gpt2(0), gpt2(1).requires_grad_(False)
+    prompt = policies.pad([[1, 2, 3], [2], [4, 4]], "left", 0)
+    y = policies.pad([[1, 0], [2, 3, 4, 1], [0]], "right", 0)
+    other = policies.pad([[3, 2, 0], [0], [1, 2, 3, 3]], "right", 0)
+    label = torch.tensor([0.9, 0.1, 0.7], dtype=torch.float64)
+    method, options = find_method(loss), parsed("--loss", loss, "--length-average")
+    batch = prompt, y, other, label
+    sides = []
+    for model in (policy, reference):
+        for side, tokens in ((y, (2, 4, 1)), (other, (3, 1, 4))):
+            count = torch.tensor(tokens, dtype=torch.float64)
+            sides.append(policies.log_prob(model, prompt, side) / count)
+    found, ratio = train.pair_losses(options, method, policy, reference, *batch)
+    wanted = method.loss(*sides, label, options.tau)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ratio, sides[0] - sides[2], rtol=1e-12, atol=1e-12)
+    report.print_method(options, method)
+    words = policies.word_tokenizer("abcd")
+    report.show(options, method, words, policy, reference, *batch)
+    out = capsys.readouterr().out
+    assert "log-probabilities are means over tokens" in out
+    shown = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("  loss")]
+    assert shown == pytest.approx(wanted[:2].tolist(), abs=2e-6)
+    for name in ("nash_md", "rl", "kto", "inpo", "lipo"):
+        with pytest.raises(ValueError, match="--length-average: --loss"):
+            parsed("--loss", name, "--length-average")
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
 def test_gradient_checkpointing_changes_no_gradient(kind):
     """The gradient in float64 is the same to 1e-12; every layer runs twice for it, and the policy
