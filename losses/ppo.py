@@ -16,7 +16,8 @@ no gradient of V reaches the policy's body; so, under Adam, c hardly matters.
 From memory, InstructGPT's: eps 0.2, lambda 0.95, no discount, tau 0.02, ptx 27.8, one pass over
 eight parts of a batch. Ours: steps on whole batches, c = 1, two responses a prompt.
 Left out: whitening of A, a number of the batch that moves no point and whose scale Adam takes up;
-clipping of V's step, a guard for a shared body; an entropy bonus; a tau that follows the KL.
+clipping of V's step, a guard for a shared body; an entropy bonus; a tau that follows the KL; a
+constant that makes the reward's mean 0, so that a V of 0 is not far off at the start.
 Run: python -m losses.ppo    (one response of three tokens, by hand)
 """
 
@@ -33,7 +34,7 @@ from losses.groups import PAIR  # noqa: F401
 from losses.groups import label_rewards as label_pairs  # noqa: F401
 
 TAU = rl.TAU  # the default: rl's, whose point it shares
-RATE = rl.RATE  # the default of --lr, V's too
+RATE = rl.RATE  # the default of --lr, V's too: rl's, not tuned for this loss
 RESPONSES = 2  # the default of --responses: as many as a pair method draws
 LABEL = "rewards"  # each response's own reward
 LEARNS_FROM = 2  # all of a group, one by one

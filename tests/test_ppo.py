@@ -502,8 +502,9 @@ def test_the_numbers_of_a_batch():
 
 def test_what_v_reads():
     """The first token's is DRO's V(x). Another token changes the V after it, not its own nor the
-    one before; and V has no gradient but in its own network."""
-    policy, reference = with_value(0), gpt2(1).requires_grad_(False)
+    one before; and V has no gradient but in its own network, not in a reference that would take
+    one either."""
+    policy, reference = with_value(0), gpt2(1)
 
     def value(ids):
         response = policies.pad([ids], "right", 0)
@@ -521,6 +522,7 @@ def test_what_v_reads():
     first.sum().backward()
     learns = {name for name, part in policy.named_parameters() if part.grad is not None}
     assert learns == {f"value.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    assert all(part.grad is None for part in reference.parameters())
 
 
 def task_of(rewards):
