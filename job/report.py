@@ -113,7 +113,10 @@ def show_group(options, method, tokenizer, policy, reference, *batch, **whole):
             tqdm.write(f"    {name:23s} {shown[row, number]:12.6f}")
             tqdm.write(f"    log pi, log pi_ref      {logp:12.6f} {ref_logp:12.6f}")
             for request, value in asked.items():
-                tqdm.write(f"    {request:23s} {value[row, number]:12.6f}")
+                # One number a response, or one for each of its tokens.
+                of_response = value[row, number].flatten().tolist()
+                values = " ".join(f"{entry:12.6f}" for entry in of_response)
+                tqdm.write(f"    {request:23s} {values}")
         tqdm.write(f"  loss                      {loss[row]:12.6f}")
 
 

@@ -257,6 +257,30 @@ def kto_field(game, **constants):
     return batch_field("kto", game, lambda log_pi: {"z0": kto_level(game, log_pi)}, **constants)
 
 
+def ppo_field(game, value):
+    """log pi -> PPO's expected gradient on the logits, [n], and on V, with responses of one token.
+
+    The batch is as it was drawn: pi_old is pi, V_old is V.
+
+    value:
+        V of the prompt, nats, a tensor of no dimensions with gradient.
+    """
+    loss = find_method("ppo").loss
+
+    def field(log_pi):
+        logits = log_pi.detach().requires_grad_()
+        log_now = torch.log_softmax(logits, 0)
+        # A row an action, a group of one response of one token.
+        logp, ref_logp = log_now[:, None, None], game.log_ref[:, None, None]
+        old = {"old_logp": logp.detach(), "old_value": value.detach().expand_as(logp)}
+        old["length"] = torch.ones(len(logits), 1, dtype=torch.long)
+        given = logp, ref_logp, game.rewards[:, None], game.tau, value.expand_as(logp)
+        expected = (log_now.detach().exp() * loss(*given, **old)).sum()
+        return torch.cat([part.view(-1) for part in torch.autograd.grad(expected, (logits, value))])
+
+    return field
+
+
 def beta_dpo_field(game):
     """beta-DPO's field where its running mean has come to rest, so M = M0, with uneven weights."""
     count = len(game.log_ref) ** 2
@@ -285,6 +309,7 @@ def plan(seed=0, tau=0.5):
         row("list_mle K 2, hard", "solved", hard_point(hard, pair_weights(hard)), hard, two),
         row("dro recorded", "RLHF, V = tau log Z", rest, recorded, [mu] * 2, **given),
         row("dro online", "RLHF, V = tau log Z", rest, recorded, three[:2], **given),
+        Row("ppo", "RLHF, V = tau log Z", rest, ppo_field(recorded, dro_value(recorded))),
         row("rloo K 2", "RLHF", rest, recorded, three[:2]),
         row("rloo K 3", "RLHF", rest, recorded, three),
         row("sppo K 2, cycle", "Nash at 2 tau", sppo_point(cyclic, 2), cyclic, three[:2]),
