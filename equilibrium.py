@@ -44,25 +44,19 @@ def measure(
     policy, reference:
         pi and pi_ref, two models with one tokenizer.
     preference:
-        preference(prompt, y, y_other) -> p(y > y_other | x), [B]. It is asked
-        2 * responses * opponents times a prompt, twice as often with a beta.
+        preference(prompt, y, y_other) -> p(y > y_other | x), [B], asked 2 N M times a prompt, or 4.
     task:
         where the prompts come from (data.py).
     tau:
         above 0, of the equilibrium in question.
     beta:
         in [0, 1), the reference's weight in the mixture that the opponents of eq 13 come from.
-    split:
-        "validation" or "test".
-    count:
-        number of prompts, at most; records may hold fewer.
+    split, count, seed:
+        "validation" or "test", the most prompts of it, and the seed of all draws.
     responses, opponents:
-        N and M, two or more and one or more: of a prompt, each of the two sets of opponents M.
-    seed:
-        of all draws.
+        N and M, two or more and one or more; M is each of the two sets of opponents.
     chunk:
-        prompts at a time, the memory's bound. The draws depend on it: a chunk is a step of the
-        generators.
+        prompts at a time, the memory's bound. The draws depend on it: a step of the generators.
     share:
         share(prompts) is a slice of a chunk's prompts: only their rows are wanted.
 
