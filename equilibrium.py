@@ -50,7 +50,7 @@ def measure(
     tau:
         above 0, of the equilibrium in question.
     beta:
-        in [0, 1), the reference's weight in the mixture that the opponents of eq 13 come from.
+        in [0, 1], the reference's weight in the mixture that the opponents of eq 13 come from.
     split, count, seed:
         "validation" or "test", the most prompts of it, and the seed of all draws.
     responses, opponents:
