@@ -18,6 +18,7 @@ import data
 import evaluate
 import sampler
 from policy import Tokens
+from preference_model import PreferenceModel
 
 # The columns of what measure returns, a row a prompt.
 COLUMNS = ("var_ratio", "cov", "var_preference", "exploitability")
@@ -106,28 +107,48 @@ def of_prompts(policy, reference, preference, tau, prompt, y, *opponents):
     # Exact, but for float rounding: all noise of the regression is in the preferences.
     log_ratio = evaluate.log_ratio(policy, reference, asked, y).double().cpu()
     log_ratio = log_ratio.view(-1, len(prompt.ids)).T
-    measured = [win_rates(preference, asked, y, rivals, len(prompt.ids)) for rivals in opponents]
+    measured = [win_rates(preference, prompt, y, rivals) for rivals in opponents]
     residual = moments(*measured[:2], log_ratio, tau)
     bound = gap_bound(*measured[-2:], log_ratio, tau)
     return torch.cat([residual, bound[:, None]], 1)
 
 
-def win_rates(preference, asked, y, rivals, count):
+def win_rates(preference, prompt, y, rivals):
     """p(y > rival), the mean over a set of rivals, of every response, [B, N] on the CPU.
 
-    asked, y:
-        Tokens of N * B rows, prompts and responses.
-    rivals:
-        Tokens of M * B rows.
-    count:
-        of prompts, B.
+    prompt, y, rivals:
+        Tokens of B, N * B and M * B rows.
     """
-    total = torch.zeros(len(y.ids), dtype=torch.float64)
+    count, rows = len(prompt.ids), len(y.ids)
+    asked = prompt.repeat(rows // count)
+    is_model = isinstance(preference, PreferenceModel)
+    if is_model:  # a pair at a time it would read each response again for all that it meets
+        read_y = read(preference, asked, y)
+        read_rivals = read(preference, asked, rivals)
+    total = torch.zeros(rows, dtype=torch.float64)
     # One rival of every prompt at a time: no more than N * B pairs are held at once.
     for begin in range(0, len(rivals.ids), count):
-        rival = rivals.rows(slice(begin, begin + count)).repeat(len(y.ids) // count)
-        total += preference(asked, y, rival).double().cpu()
+        one = slice(begin, begin + count)
+        if is_model:
+            rival = read_rivals[one].repeat(rows // count, 1)
+            p = torch.sigmoid(preference.compare_vectors(read_y, rival))
+        else:
+            p = preference(asked, y, rivals.rows(one).repeat(rows // count))
+        total += p.double().cpu()
     return (total / (len(rivals.ids) // count)).view(-1, count).T
+
+
+def read(preference, asked, response):
+    """A preference model's vector of every response, as many at a time as there are prompts asked.
+
+    asked:
+        Tokens, the prompts again and again: a response's prompt stands at the same place.
+    """
+    vectors = []
+    for begin in range(0, len(response.ids), len(asked.ids)):
+        part = response.rows(slice(begin, begin + len(asked.ids)))
+        vectors.append(preference.read(asked.rows(slice(0, len(part.ids))), part))
+    return torch.cat(vectors)
 
 
 def moments(first, second, log_ratio, tau, weight=None):

@@ -6,6 +6,7 @@ needed, and the slopes and R2 there are 1 to rounding.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import equilibrium
 import policy as policies
 from bandit import duality_gap, win_rate
 from enumerated import END, LIMIT, PROMPTS, RESPONSES, per_token_mixture
+from preference_model import PreferenceModel
 from studies import solvers
 
 TAU = 0.1
@@ -259,6 +261,19 @@ def test_where_there_is_nothing_to_say(w):
     assert math.isfinite(numbers["exploitability"] + numbers["exploitability_se"])
     alone = equilibrium.summarise(measured(w, w.reference, w.preferences, TAU, count=1, **FEW))
     assert math.isfinite(alone["exploitability"]) and math.isnan(alone["exploitability_se"])
+
+
+def test_a_preference_model_reads_each_response_once(w, model):
+    """What its vectors say is what it says of every pair, to float32's rounding."""
+    torch.manual_seed(0)
+    body = policies.build("enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 2)
+    learned = PreferenceModel(body).eval()
+    given = model[0], w.reference
+    options = dict(count=6, responses=4, opponents=7, chunk=4)
+    rows = equilibrium.measure(*given, learned, Enumerable(), TAU, 0.125, **options)
+    pairs = partial(learned)
+    again = equilibrium.measure(*given, pairs, Enumerable(), TAU, 0.125, **options)
+    assert (rows - again).abs().max() < 1e-5 and rows[:, 2].max() > 1e-5
 
 
 def test_shares_of_processes_are_the_rows_of_one(w, model):
