@@ -5,6 +5,8 @@ A game can be built around any policy, so that this policy is its equilibrium: n
 needed, and the slopes and R2 there are 1 to rounding.
 """
 
+import concurrent.futures
+import json
 import math
 from functools import partial
 
@@ -15,10 +17,12 @@ import bandit
 import enumerated
 import equilibrium
 import policy as policies
+import studies.equilibrium
 from bandit import duality_gap, win_rate
 from enumerated import END, LIMIT, PROMPTS, RESPONSES, per_token_mixture
 from preference_model import PreferenceModel
-from studies import solvers
+from studies import rungs, solvers
+from test_studies import Here
 
 TAU = 0.1
 DOUBLE = torch.float64
@@ -316,3 +320,96 @@ def test_who_meets_whom(w, model):
     for prompt, y, y_other in once:
         assert prompt == PROMPTS * 3 and y == once[0][1]
         assert y_other == y_other[:2] * 3  # a prompt's rival meets all of its responses
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two policies' folders, a file of prompts and one of preferences."""
+    folder = tmp_path_factory.mktemp("policies")
+    tokenizer = policies.word_tokenizer(["a", "b", "c", "d"])
+    for seed in (1, 2):
+        policies.build("enumerable", tokenizer, 8, seed).save_pretrained(folder / str(seed))
+        tokenizer.save_pretrained(folder / str(seed))
+    rows = [json.dumps(dict(prompt=prompt)) for prompt in ("a b", "c", "d d a")]
+    (folder / "prompts.jsonl").write_text("\n".join(rows))
+    (folder / "later.py").write_text(
+        "def preference(prompts, ys, ys_other):\n"
+        "    pairs = [(sum(map(ord, y)), sum(map(ord, other))) for y, other in zip(ys, ys_other)]\n"
+        "    return [(9 + one) / (18 + one + other) for one, other in pairs]\n"
+    )
+    return folder
+
+
+def command(folders, *more):
+    """The exit status of studies.equilibrium on the two policies."""
+    argv = [str(folders / "1"), str(folders / "2"), "--tau", "0.1"]
+    argv += ["--prompts", str(folders / "prompts.jsonl"), "--judge", str(folders / "later.py")]
+    argv += ["--max-response-tokens", "3", "--responses", "8", "--opponents", "3"]
+    return studies.equilibrium.main([*argv, *more])
+
+
+def test_the_command_prints_what_it_measured(folders, capsys):
+    """Four numbers with their errors, the same twice, others by the mixture."""
+    assert command(folders) == 0
+    once = capsys.readouterr().out
+    names = [line.split()[0] for line in once.splitlines()]
+    assert names == ["slope", "slope_back", "r2", "exploitability", "prompts"]
+    assert once.splitlines()[-1].split()[1] == "3" and "nan" not in once
+    assert command(folders) == 0 and capsys.readouterr().out == once
+    assert command(folders, "--beta", "0.5") == 0 and capsys.readouterr().out != once
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--tau", "0"], "--tau: 0: give a number above 0"),
+        (["--beta", "2"], "--beta"),
+        (["--responses", "1"], "--responses 1: give at least 2"),
+        (["--count", "0"], "--count 0: give at least 1"),
+        (["--judge", "panel"], "--judge panel"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(folders, capsys, options, expected):
+    assert command(folders, *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("studies.equilibrium: error: ")
+    assert expected in error
+
+
+def test_a_rung_knows_where_the_top_is(w):
+    """At the solved point of the sampler's own mixture: slopes and R2 1, no distance; at Nash no
+    gap. The start is as far as the lab says, and the sequence-level mixture's point is not it."""
+    for beta in (0.0, 0.125):
+        target = enumerated.solve(w, rungs.TAU, beta, per_token_mixture)
+        found = rungs.distances(w, target, beta, target)
+        assert max(abs(found[name] - 1) for name in ("slope", "slope_back", "r2")) < 1e-9
+        assert found["total_variation"] == 0 and -1e-12 < found["gap"] < (1e-3 if beta else 1e-9)
+        start = rungs.distances(w, w.log_ref, beta, target)
+        assert start["total_variation"] == pytest.approx(0.21, abs=0.03)
+    other = enumerated.solve(w, rungs.TAU, 0.125)
+    assert abs(rungs.distances(w, other, 0.125, target)["slope"] - 1) > 1e-4
+
+
+def test_rungs_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
+    """A line a cell, the first seed's first; again nothing is run; with another seed only its own;
+    without lines --from-results says what is missing."""
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
+    monkeypatch.setitem(rungs.SCALES, "smoke", ((4, 21),))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    argv = ["--scale", "smoke", "--results", str(tmp_path)]
+    assert rungs.main([*argv, "--from-results"]) == 2
+    assert "4 lines are missing" in capsys.readouterr().err
+    assert rungs.main(argv) == 0
+    printed = capsys.readouterr().out
+    lines = [json.loads(row) for row in (tmp_path / "rungs-smoke.jsonl").read_text().splitlines()]
+    assert {(line["method"], line["beta"]) for line in lines} == set(rungs.METHODS)
+    assert all([point["step"] for point in line["points"]] == [20, 21] for line in lines)
+    assert len({line["points"][-1]["slope"] for line in lines}) == 4
+    assert (tmp_path / "rungs-smoke.png").stat().st_size > 5000
+    monkeypatch.setattr(rungs, "run_cell", None)
+    assert rungs.main(argv) == 0 and capsys.readouterr().out == printed
+    seeds = [cell["seed"] for cell in rungs.cells("full", 2)]
+    assert len(seeds) == 24 and seeds == sorted(seeds)
