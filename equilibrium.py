@@ -93,7 +93,8 @@ def sample(policy, reference, prompt, weights, drawn, responses, opponents):
     """
     count, most = len(prompt.ids), len(drawn)
     ids, mask, _ = sampler.sample(policy, reference, prompt, weights, None, most, drawn.flatten(1))
-    sizes = [responses * count] + [opponents * count] * ((len(weights) - responses) // opponents)
+    sets = (len(weights) - responses) // opponents
+    sizes = [responses * count] + [opponents * count] * sets
     return [Tokens(*both) for both in zip(ids.split(sizes), mask.split(sizes), strict=True)]
 
 
@@ -174,9 +175,13 @@ def moments(first, second, log_ratio, tau, weight=None):
         # Within a prompt: the constant of eq 12 is another one for every prompt.
         return values - (weight * values).sum(1, keepdim=True)
 
-    ratio, first, second = centred(tau * log_ratio), centred(first), centred(second)
-    products = ratio * ratio, ratio * (first + second) / 2, first * second
-    return torch.stack([(weight * product).sum(1) for product in products], 1)
+    ratio = centred(tau * log_ratio)
+    first = centred(first)
+    second = centred(second)
+    var_ratio = (weight * ratio**2).sum(1)
+    cov = (weight * ratio * (first + second) / 2).sum(1)
+    var_preference = (weight * first * second).sum(1)
+    return torch.stack([var_ratio, cov, var_preference], 1)
 
 
 def gap_bound(first, second, log_ratio, tau):

@@ -119,6 +119,37 @@ def test_bound_is_below_the_gap(name, responses, opponents):
     assert responses * opponents < 1000 or bound.mean() > gap - 0.016
 
 
+def test_the_gap_from_draws_of_pi():
+    """(d) of THEORY.md: 2 tau (log E_pi exp(p/tau - d) + E_pi d) - 1 is the duality gap."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        preferences, log_ref = bandit.random_game(6, generator)
+        log_pi = torch.randn(6, generator=generator, dtype=DOUBLE).log_softmax(0)
+        ratio = log_pi - log_ref
+        gain = torch.logsumexp(log_pi + win_rate(preferences, log_pi) / TAU - ratio, 0)
+        value = 2 * TAU * (gain + log_pi.exp() @ ratio) - 1
+        assert (value - duality_gap(log_pi, preferences, log_ref, TAU)).abs() < 1e-12
+
+
+@pytest.mark.parametrize("name", list(laws()))
+def test_expected_bound_by_enumeration(name):
+    """Two responses and one opponent that chooses, all 64 cases with their probabilities: below
+    the gap without any noise. The second set's mean is the exact p: the bound is linear in it."""
+    preferences, log_ref = GAME
+    log_pi = laws()[name]
+    first, second, rival = torch.cartesian_prod(*[torch.arange(4)] * 3).unbind(1)
+    y = torch.stack([first, second], 1)
+    weight = (log_pi[y].sum(1) + log_pi[rival]).exp()
+    assert weight.sum().item() == pytest.approx(1, abs=1e-12)
+    chosen_by, exact_p = preferences[y, rival[:, None]], win_rate(preferences, log_pi)[y]
+    bound = equilibrium.gap_bound(chosen_by, exact_p, (log_pi - log_ref)[y], TAU)
+    gap = duality_gap(log_pi, preferences, log_ref, TAU)
+    assert weight @ bound < gap - 0.02
+    # An opponent that is known to both turns it into more than there is to gain.
+    plug_in = equilibrium.gap_bound(chosen_by, chosen_by, (log_pi - log_ref)[y], TAU)
+    assert weight @ plug_in > weight @ bound + 0.1
+
+
 def test_what_the_bound_loses_at_the_equilibrium():
     """The variance of the first half's noise over tau: -0.014 with 64 and 64. The same opponents
     twice, the plug-in, gain as much above the truth, which is 0."""
