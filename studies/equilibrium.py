@@ -9,7 +9,7 @@ the policy was trained on: for a run with a learned model, --judge its folder. A
 is 0 or, for want of responses and opponents, below; the point of eq 13 has a gap of its own.
 Left out: how exploitable a policy is by what training reaches.
 Run: python -m studies.equilibrium POLICY REFERENCE --tau 0.1
-     (policy or run folders; two minutes for the built-in task's models and preference model)
+     (policy or run folders; about a minute for the built-in task)
 """
 
 import argparse
