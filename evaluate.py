@@ -150,9 +150,14 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.error = fail  # one line without the usage
-    add = parser.add_argument
-    add("a", help="policy folder, or a run's folder")
-    add("b", help="the policy it is compared with")
+    parser.add_argument("a", help="policy folder, or a run's folder")
+    parser.add_argument("b", help="the policy it is compared with")
+    add_options(parser.add_argument, count=500)
+    return parser.parse_args(argv)
+
+
+def add_options(add, count):
+    """The options that open_both reads, but for the folders a and b; count: of prompts."""
     add(
         "--judge",
         default="panel",
@@ -164,7 +169,7 @@ def parse(argv):
         help="a .jsonl, .json, .csv or .parquet file or hub name with the field prompt; "
         "default: the built-in task's test posts",
     )
-    add("--count", type=int, default=500, help="prompts to compare on (default 500)")
+    add("--count", type=int, default=count, help=f"prompts to compare on (default {count})")
     add("--seed", type=int, default=0, help="of the samples (default 0)")
     add(
         "--max-prompt-tokens",
@@ -177,7 +182,6 @@ def parse(argv):
         default=48,
         help="of a response (default 48; the built-in task has its own)",
     )
-    return parser.parse_args(argv)
 
 
 def policy_folder(path):
@@ -222,8 +226,8 @@ def own_prompts(options, policy, other, tokenizer):
     return task, judge
 
 
-def compare(options):
-    """The comparison that a command line asks for: (numbers, kept, judge, tokenizer).
+def open_both(options):
+    """What a command line names: (policy, other, task, judge, tokenizer).
 
     Raises ValueError naming the option and what to do.
     """
@@ -248,6 +252,12 @@ def compare(options):
             judge = open_judge(options, policy, tokenizer)
     if options.count < 1:
         raise ValueError(f"--count {options.count}: give at least 1")
+    return policy, other, task, judge, tokenizer
+
+
+def compare(options):
+    """The comparison that a command line asks for: (numbers, kept, judge, tokenizer)."""
+    policy, other, task, judge, tokenizer = open_both(options)
     numbers, kept = measure(policy, other, judge, task, "test", options.count, options.seed)
     return numbers, kept, judge, tokenizer
 

@@ -4,6 +4,8 @@
   figures      the paper's Figures 1 to 5 in form, and the frontier of win rate over KL
   same_tau     do two methods with one equilibrium meet?
   everything   the three above and Figure 6
+  equilibrium  is a policy at the equilibrium, and how exploitable is it?
+  rungs        does sampled training arrive, where the equilibrium is known?
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
   survey       every loss once, at its defaults
@@ -14,5 +16,5 @@
   memory       how much memory a step takes
   gpu          all that is to check and to measure on a GPU
   ai_feedback  no command but a file for --preference: a language model asked which is better
-runs.py holds what table2, figures, same_tau, rates and survey share.
+runs.py holds what table2, figures, same_tau, rates, survey and rungs share.
 """

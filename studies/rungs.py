@@ -1,0 +1,169 @@
+"""Does sampled training arrive? The first rung: enumerated.py's GPT-2, where the point is known.
+
+Each cell trains by a method's real loss on responses of the real sampler, its rate falling, and is
+held against the solved point of eq 12 (eq 13 with the sampler's per-token mixture) by enumeration:
+the regression of equilibrium.py, weighted by pi, without noise, and the total variation. Where it
+arrives, slopes and R2 are 1 and the total variation is 0.
+A cell is a line of results/rungs.jsonl, appended as it finishes: the same command goes on where it
+was stopped.
+Left out: rungs above this one, where the point is not known.
+Run: python -m studies.rungs                   (about 15 min on 2 cores; results/rungs.png)
+     python -m studies.rungs --scale smoke     (half a minute)
+     python -m studies.rungs --from-results    (the table and picture from the lines alone)
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import job  # before torch: it sets how torch's threads wait
+
+# isort: split
+
+import torch
+
+import bandit
+import enumerated
+import equilibrium
+import job.report
+from enumerated import per_token_mixture
+from job.options import fail, find_method, positive_whole
+from studies import runs
+
+# Of a line. Raise it when a number of enumerated.train changes; job/versions.py is about train.py.
+VERSION = 1
+TAU = 0.1
+METHODS = (("ipo", 0.0), ("nash_md", 0.0), ("ipo_md", 0.125), ("nash_md", 0.125))  # and beta
+# Pairs a prompt and step, and steps. An arrival is bought by their product.
+SCALES = {"smoke": ((8, 40),), "full": ((64, 600), (64, 3000), (512, 1500))}
+POINTS = 30  # of a line, about
+
+
+def cells(scale, seeds):
+    """What is to do: every cell with the first seed before any with a second."""
+    found = []
+    for seed in range(seeds):
+        for pairs, steps in SCALES[scale]:
+            for method, beta in METHODS:
+                name = f"enumerated: {method} beta {beta:g} {pairs}x{steps} seed {seed}"
+                how = dict(pairs=pairs, steps=steps, seed=seed)
+                found.append(dict(name=name, method=method, beta=beta, **how))
+    return found
+
+
+def distances(w, log_pi, beta, target):
+    """How far a policy [2, 85] is from the solved point, by enumeration, both prompts together."""
+    opponent = per_token_mixture(log_pi, w.log_ref, beta)
+    p = bandit.win_rate(w.preferences, opponent)
+    # Exact p twice: there is no noise that two sets of opponents would have to average out.
+    moments = equilibrium.moments(p, p, log_pi - w.log_ref, TAU, log_pi.exp())
+    gaps = []
+    for preferences, log_ref, law in zip(w.preferences, w.log_ref, log_pi, strict=True):
+        gaps.append(bandit.duality_gap(law, preferences, log_ref, TAU))
+    row = torch.cat([moments.mean(0), torch.stack(gaps).mean(0, keepdim=True)])
+    slope, slope_back, r2, gap = equilibrium.statistics(row).tolist()
+    away = bandit.total_variation(log_pi, target).mean().item()
+    return dict(slope=slope, slope_back=slope_back, r2=r2, total_variation=away, gap=gap)
+
+
+def run_cell(todo):
+    """Trains a cell. Returns its line: its distances over the steps, and its seconds."""
+    w = enumerated.world(0)
+    beta = todo["beta"]
+    # The sampler draws the per-token mixture, whose point is not the sequence-level one's.
+    target = enumerated.solve(w, TAU, beta, per_token_mixture)
+    how = dict(steps=todo["steps"], pairs=todo["pairs"], seed=todo["seed"])
+    begun = time.perf_counter()
+    path = enumerated.train(w, find_method(todo["method"]), TAU, beta, **how)
+    points = []
+    every = max(1, todo["steps"] // 20 // POINTS)
+    for number, log_pi in enumerate(path, 1):
+        step = min(20 * number, todo["steps"])  # train yields every 20 steps and at the end
+        if number % every == 0 or step == todo["steps"]:
+            points.append(dict(step=step, **distances(w, log_pi, beta, target)))
+    return dict(todo, tau=TAU, seconds=time.perf_counter() - begun, points=points)
+
+
+def table(lines):
+    """Prints where each cell ended, a row a cell."""
+    print("| method | beta | pairs, steps | seed | slope | back | R2 | TV | gap | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for line in lines:
+        end = line["points"][-1]
+        cell = f"| {runs.NAMES[line['method']]} | {line['beta']:g} "
+        cell += f"| {line['pairs']}, {line['steps']} | {line['seed']} "
+        slopes = f"| {end['slope']:.3f} | {end['slope_back']:.3f} | {end['r2']:.3f} "
+        away = f"| {end['total_variation']:.3f} | {end['gap']:.4f} "
+        print(f"{cell}{slopes}{away}| {line['seconds']:.0f} |")
+
+
+def panels(lines):
+    """Slope, R2 and total variation over the steps, for job.report.plot, the first seed's."""
+    found = []
+    for title, key in (
+        ("slope of p on tau d", "slope"),
+        ("slope of tau d on p", "slope_back"),
+        ("R2", "r2"),
+        ("total variation", "total_variation"),
+    ):
+        series = {}
+        for line in lines:
+            if line["seed"] == 0:
+                label = f"{runs.NAMES[line['method']]} {line['beta']:g}, {line['pairs']} pairs"
+                label += f", {line['steps']} steps"
+                steps = runs.column(line["points"], "step")
+                series[label] = steps, runs.column(line["points"], key)
+        found.append((title, "step", key, series))
+    return found
+
+
+def parse(argv):
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.rungs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = fail  # one line without the usage
+    add = parser.add_argument
+    add("--scale", default="full", choices=list(SCALES), help="(default full)")
+    add("--seeds", type=positive_whole, default=1, help="of each cell (default 1)")
+    add("--from-results", action="store_true", help="use the lines that are there; run nothing")
+    add("--jobs", type=positive_whole, default=2, help="processes of one thread (default 2)")
+    add("--results", default="results", help="folder of lines and picture (default results)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """The command; returns the exit status."""
+    pool = None
+    try:
+        study = SimpleNamespace(**vars(parse(argv)), version=VERSION)
+        suffix = "" if study.scale == "full" else f"-{study.scale}"
+        study.path = os.path.join(study.results, f"rungs{suffix}.jsonl")
+        study.lines = runs.read_lines(study)
+        # As runs.main's: two processes of one thread each use two cores better than two threads.
+        pool = study.pool = concurrent.futures.ProcessPoolExecutor(
+            study.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+        )
+        lines = runs.gather(study, run_cell, cells(study.scale, study.seeds))
+        table(lines)
+        job.report.plot(os.path.join(study.results, f"rungs{suffix}.png"), panels(lines))
+    except (ValueError, OSError) as error:
+        print(f"studies.rungs: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("studies.rungs: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        if pool is not None:  # what runs is waited for, what has not begun is dropped
+            pool.shutdown(cancel_futures=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
