@@ -10,12 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import bandit
+import enumerated
 import evaluate
+import ipo
 import job.run
 import job.versions
 import policy as policies
-from studies import everything, figures, gates, runs, same_tau, table2
+from studies import everything, figures, gates, longer, paper_scale, runs, same_tau, table2
 
 VERSION = job.versions.version
 ALL = runs.NAMES
@@ -247,6 +251,52 @@ def test_every_figure(whole, capsys, monkeypatch):
     for name in ("fig1", "fig3", "fig4", "fig5", "same_tau", "frontier"):
         assert (whole / "results" / f"{name}-smoke.png").stat().st_size > 5000
     assert "1/2 + Var/tau" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
+    """Both on the smallest runs, and drawn again from their lines."""
+    monkeypatch.setattr(runs, "NAMES", ALL)
+    monkeypatch.setattr(longer, "CELLS", (("ipo", 0, 4), ("nash_md", 0, 4)))
+    for study, rows in ((longer, 2), (paper_scale, 6)):
+        assert run(study, whole) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        first = out[out.index("| method" if study is longer else "| tau") :]
+        assert run(study, whole, "--from-results") == 0
+        assert capsys.readouterr().out == first
+        assert sum(f"| {name} |" in first for name in ALL.values()) >= rows
+    (line,) = [line for line in lines(whole) if line["name"] == "paper scale: dpo"]
+    assert "--length-average" in line["argv"] and line["tau"] == 5
+    (line,) = [line for line in lines(whole) if line["name"].startswith("rung: ipo")]
+    assert {"slope", "slope_back", "r2", "exploitability", "kl"} <= line["points"][-1].keys()
+    assert (whole / "results" / "longer-smoke.png").stat().st_size > 5000
+
+
+def test_where_averaged_ipo_stops():
+    """The gradient of ipo.loss itself on means is 0 there, and not beside it nor at Nash; the point
+    is pi_ref exp(|y| (p/tau + c)); equal lengths L are sums at tau/L."""
+    w = enumerated.world(0)
+    preferences, log_ref = w.preferences[0], w.log_ref[0]
+    tau, lengths = 0.3, paper_scale.LENGTHS
+
+    def averaged(logp, logp_other, ref_logp, ref_logp_other, p, tau):
+        sides = logp / lengths[:, None], logp_other / lengths[None]
+        sides += ref_logp / lengths[:, None], ref_logp_other / lengths[None]
+        return ipo.loss(*sides, p, tau)
+
+    def size(point):
+        method = SimpleNamespace(PAIR=ipo.PAIR, loss=averaged)
+        return bandit.gradient(method, point, log_ref, preferences, tau).abs().max()
+
+    point = paper_scale.averaged_point(preferences, log_ref, tau, lengths)
+    assert size(point) < 1e-9
+    nash = bandit.fixed_point(preferences, log_ref, tau / lengths.mean().item())
+    assert size(nash) > 1e-3 and size(log_ref) > 1e-3
+    level = (point - log_ref) / lengths - bandit.win_rate(preferences, point) / tau
+    assert (level - level[0]).abs().max() < 1e-9 and abs(point.exp().sum() - 1) < 1e-12
+    even = paper_scale.averaged_point(preferences, log_ref, tau, torch.full_like(lengths, 3.0))
+    wanted = bandit.fixed_point(preferences, log_ref, tau / 3)
+    assert (even.exp() - wanted.exp()).abs().max() < 1e-10
 
 
 def noted(called, name, study):
