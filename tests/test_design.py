@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("losses", "job", "studies", "exercises", "tests")
+PROCEDURES = ("ppo", "rso", "paft")  # more than a loss, so of no given length
 METHODS = ("ipo", "ipo_md", "nash_md", "dpo", "slic", "rl")
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -173,14 +174,15 @@ def test_a_method_and_the_lab_stand_alone(name):
 
 
 def test_every_loss_is_a_short_file():
-    """At most 80 lines without the worked example.
+    """At most 80 lines without the worked example, but for the procedures.
 
     Losses/ imports torch and the paper's losses only.
     """
     room = [name for name in FILES if name.startswith("losses/")]
     for name in [f"{method}.py" for method in METHODS] + room:
         source = FILES[name].read_text(encoding="utf-8")
-        assert source.split("\ndef worked_example")[0].count("\n") <= 80, name
+        if Path(name).stem not in PROCEDURES:
+            assert source.split("\ndef worked_example")[0].count("\n") <= 80, name
         assert others(name) <= {"torch"}, name
 
 
