@@ -44,7 +44,8 @@ def print_method(options, method):
         online, drawers = "no", ("records", "records")
     drawn = f"y from the {drawers[0]}, y' from the {drawers[1]}"
     if is_group(method):
-        drawn = f"a group from the {', the '.join(drawers)}"
+        names = [f"{name} ({drawers.count(name)})" for name in dict.fromkeys(drawers)]
+        drawn = f"a group from the {', the '.join(names)}"
     scored = "means over tokens" if options.length_average else "sums"
     print(
         f"{options.loss}: contrastive {contrastive}, online {online}, "

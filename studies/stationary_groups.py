@@ -15,7 +15,7 @@ import torch
 
 import bandit
 from job.options import find_method
-from losses.groups import label_first
+from losses.groups import label_first, label_rewards
 from studies.stationary import (
     bradley_terry_game,
     cyclic_game,
@@ -55,7 +55,7 @@ def group_gradient(method, game, laws, log_pi, **given):
     for place, law in enumerate(laws):
         # Detached: no gradient flows through the sampling.
         weight = weight + (log_now.detach() if law is None else law)[rows[:, place]]
-    if method.LABEL == "rewards":
+    if method.label_pairs is label_rewards:
         label = game.rewards[rows]
     elif method.label_pairs is label_first:
         label = game.preferences[rows[:, 0], rows[:, 1]]
@@ -312,6 +312,8 @@ def plan(seed=0, tau=0.5):
         Row("ppo", "RLHF, V = tau log Z", rest, ppo_field(recorded, dro_value(recorded))),
         row("rloo K 2", "RLHF", rest, recorded, three[:2]),
         row("rloo K 3", "RLHF", rest, recorded, three),
+        row("rso from the start", "RLHF", rest, recorded, [ref] * 2),
+        row("rso n 3, recorded", "RLHF", rest, recorded, [mu] * 3),
         row("sppo K 2, cycle", "Nash at 2 tau", sppo_point(cyclic, 2), cyclic, three[:2]),
         row("sppo K 3, cycle", "Nash at 3 tau/2", sppo_point(cyclic, 3), cyclic, three),
         row("typo recorded", "solved", typo, recorded, [mu, mu, ref]),

@@ -19,7 +19,7 @@ import sampler
 import train
 from job import parallel, report
 from job.options import constants, find_method, is_group, method_names, parse, requests
-from losses import batches, beta_dpo, dro, groups, kto, lipo, rloo
+from losses import batches, beta_dpo, dro, groups, kto, lipo, rloo, rso
 from reference_sampler import gpt2
 from studies import stationary_groups
 from studies.stationary import Game, bradley_terry_game
@@ -34,13 +34,14 @@ FILES = {
     "pro": (0.05, 4, {}, {"length"}),
     "rloo": (0.2, 4, {}, set()),
     "rrhf": (1.0, 4, {"power": 1.0}, {"length"}),
+    "rso": (0.05, 16, {"hinge": 0}, set()),
     "sppo": (0.03, 4, {}, set()),
     "typo": (1.0, 3, {}, set()),
 }
 NAMES = tuple(FILES)
 PROCEDURES = ("ppo",)  # they score groups in their own way, and have test files of their own
 # All responses count alike; in the others y, y' and those of the reference have parts of their own.
-SYMMETRIC = ("dro", "lipo", "list_mle", "pro", "rloo", "rrhf", "sppo")
+SYMMETRIC = ("dro", "lipo", "list_mle", "pro", "rloo", "rrhf", "rso", "sppo")
 WITHOUT_REFERENCE = ("pro", "rrhf")
 
 
@@ -59,6 +60,7 @@ def label_of(name, preferences, rewards):
         groups.label_rewards: rewards,
         groups.label_pairs: preferences,
         groups.label_first: preferences[:, 0, 1],
+        rso.label_pairs: preferences,
     }
     return labels[find_method(name).label_pairs]
 
@@ -114,9 +116,12 @@ def test_what_a_file_says(name):
     assert (method.TAU, method.RESPONSES) == (tau, responses)
     assert constants(method) == its_constants and requests(method) == its_requests
     assert method.LABEL in ("preference", "rewards") and not method.OFFLINE
-    assert (method.label_pairs is groups.label_rewards) == (method.LABEL == "rewards")
-    assert method.PAIR[:2] == ("policy", "policy") and len(method.PAIR) <= responses
-    assert method.pair_losses is groups.pair_losses and not method.CONTRASTIVE
+    # RSO asks for rewards and makes preferences of them; its candidates are the start's.
+    by_rewards = method.label_pairs in (groups.label_rewards, rso.label_pairs)
+    assert by_rewards == (method.LABEL == "rewards")
+    first_two = ("reference", "reference") if name == "rso" else ("policy", "policy")
+    assert method.PAIR[:2] == first_two and len(method.PAIR) <= responses
+    assert method.pair_losses is groups.pair_losses and method.CONTRASTIVE == (name == "rso")
 
 
 @pytest.mark.parametrize("name", [*NAMES, "kto", "beta_dpo"])
@@ -158,6 +163,8 @@ BY_HAND = {
         (-2, -3, -4, -5),
         *((-3, -5, -4, -3), 0.75, 0.1, {"alpha": 0.3}, 1.0556433497640816),
     ),
+    # d = 1, 0.5, 0: the mean of three logistic terms, h = 0.5, 1, 0.5
+    "rso": ((-3, -2, -4), (-4, -2.5, -4), P3, 0.2, {}, None),
     # Means -2, -1, -3 over 3, 4, 3 tokens, the best the first: 2 * 1 + 6
     "rrhf": ((-6, -4, -9), (0, 0, 0), (2.0, 1.0, 0.0), 2.0, {"length": (3, 4, 3)}, 8.0),
     # The best is in the second column: means -1, -2, -3 in order, r = 2, 1, 0:
@@ -178,12 +185,20 @@ def lipo_by_hand():
     return sum(gain * step * term for gain, step, term in zip(gains, steps, terms, strict=True))
 
 
+def rso_by_hand():
+    """Of the pairs (1, 2), (1, 3), (2, 3): d = 1, 0.5, 0, so h = 0.5, 1, 0.5."""
+    total = 0.0
+    for p, h in ((0.7, 0.5), (0.9, 1.0), (0.8, 0.5)):
+        total += p * math.log(1 + math.exp(-0.2 * h)) + (1 - p) * math.log(1 + math.exp(0.2 * h))
+    return total / 3
+
+
 @pytest.mark.parametrize("case", BY_HAND)
 def test_a_value_by_hand(case):
     """The comment above each case is its formula; 1e-12 for rounding."""
     logp, ref_logp, label, tau, given, expected = BY_HAND[case]
     if expected is None:
-        expected = {"lipo": lipo_by_hand}[case]()
+        expected = {"lipo": lipo_by_hand, "rso": rso_by_hand}[case]()
     tensor = {}
     for key, value in given.items():
         tensor[key] = torch.tensor([value], dtype=DOUBLE) if key in FILES[case][3] else value
@@ -372,6 +387,8 @@ def test_values_at_the_start():
     assert_close(value, math.log(24) * ones)
     target = (preferences.mean(2) - 0.5) / 0.4
     assert_close(find_method("sppo").loss(logp, logp, preferences, 0.4), (target**2).mean(1))
+    assert_close(rso.loss(logp, logp, preferences, 0.4), math.log(2) * ones)
+    assert_close(rso.loss(logp, logp, preferences, 0.4, hinge=1), ones)
 
 
 def test_equal_responses_are_no_pair():

@@ -112,7 +112,7 @@ def batch_of(method, prompt, responses, label):
     count = len(responses)
     if method.label_pairs is groups.label_first:
         return prompt, *responses, label
-    if method.LABEL == "rewards":
+    if method.label_pairs is groups.label_rewards:
         return prompt, *responses, torch.stack([label * place for place in range(count)], 1)
     levels = torch.stack([torch.logit(label.clamp(0.1, 0.9)) * place for place in range(count)], 1)
     return prompt, *responses, torch.sigmoid(levels[:, :, None] - levels[:, None])
