@@ -263,7 +263,6 @@ def draw(logits, uniform):
     return token.clamp(max=logits.shape[1] - 1)
 
 
-@torch.no_grad()
 def draw_pairs(pair, policy, reference, prompt, beta, uniforms, preference=None):
     """The responses to every prompt, each from the law that the method's PAIR names: Table 1's
     sampling column.
@@ -293,6 +292,7 @@ def draw_pairs(pair, policy, reference, prompt, beta, uniforms, preference=None)
     ]
 
 
+@torch.no_grad()
 def constant(tokenizer, law):
     """A GPT-2 whose next token follows one law after every prefix, for the worked example."""
     model = policies.build("tiny", tokenizer, context=8, seed=0).double()
