@@ -42,8 +42,8 @@ EXTENSIONS = (
     *(".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz"),
 )
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
-# A hub's name, with its owner's or without.
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# OWNER/NAME: to datasets a word alone, such as json, means all such files in the current folder.
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Where a turn of the HH texts begins.
 TURN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 LONGEST_LINE = 2**26  # bytes: a compressed file may hold a line without end
@@ -92,7 +92,8 @@ def read(option, source):
     option:
         a key of LAYOUTS.
     source:
-        a local file, a folder saved by datasets, or a hub name; of the last two also NAME:SPLIT.
+        a local file, a folder saved by datasets, or a hub name OWNER/NAME; of the last two also
+        NAME:SPLIT.
 
     Comparisons that carry no label, or not of two answers to one prompt, are left out with a
     warning. Raises ValueError, in one line, with option, source and the line or record.
@@ -533,7 +534,7 @@ def of_file(path, split, extension):
         # A pipe or a device would keep us waiting, or never end.
         problem = "not a file" if os.path.lexists(path) and not split else "no such file"
         raise ValueError(
-            f"{problem}; give a {wanted} file, a folder saved by datasets, or a hub name"
+            f"{problem}; give a {wanted} file, a folder saved by datasets, or a hub name OWNER/NAME"
         )
     if not extension:
         ending = os.path.splitext(path)[1]
@@ -628,9 +629,9 @@ def of_parquet(path):
     import pyarrow.parquet  # here, not above: no other file needs it
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        kept = [name for name in COLUMNS if name in file.schema_arrow.names]
-        return file.read(columns=kept).to_pylist() if kept else [{}]
+        with pyarrow.parquet.ParquetFile(path) as file:
+            kept = [name for name in COLUMNS if name in file.schema_arrow.names]
+            return file.read(columns=kept).to_pylist() if kept else [{}]
     # Whatever pyarrow raises on a file that is damaged.
     except Exception as error:
         raise ValueError(f"cannot be read: {policies.first_line(error)}") from None
@@ -674,6 +675,7 @@ def quiet_datasets():
     """The module datasets, which says nothing: our one line says the same."""
     import datasets  # here, not above: the built-in task needs none
 
+    policies.quiet()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     return datasets
