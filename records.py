@@ -46,6 +46,8 @@ SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Where a turn of the HH texts begins.
 TURN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+# Some chat templates write today's date, and the same records would be others tomorrow.
+FIXED_DAY = "{% macro strftime_now(form) %}13 Mar 2024{% endmacro %}"
 LONGEST_LINE = 2**26  # bytes: a compressed file may hold a line without end
 LONGEST_JSON = 2**30  # bytes of a .json, which is read as a whole
 
@@ -107,17 +109,17 @@ def read(option, source):
                 layout = layout_of(option, row)
                 if found.layout is None:
                     found = found._replace(layout=layout)
-                values = check(row, layout, found.layout)
-                record = separate(option, found.layout, values)
+                record = separate(option, found.layout, check(row, layout, found.layout))
                 reason = why_left_out(record)
-                if reason:
-                    left_out[reason] += 1
-                    continue
-                check_prompt(record["prompt"])
+                if not reason:
+                    check_prompt(record["prompt"])
             except ValueError as error:
                 raise ValueError(f"{place}: {error}; mend or remove it") from None
-            found.rows.append({field: record[field] for field in FIELDS[option]})
-            found.places.append(place)
+            if reason:
+                left_out[reason] += 1
+            else:
+                found.rows.append({field: record[field] for field in FIELDS[option]})
+                found.places.append(place)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not found.rows:
@@ -345,13 +347,18 @@ REASONS = (EQUAL, NOT_ONE_TURN)
 
 def why_left_out(record):
     """One of REASONS to leave a record out, or None. It may be well made, but teaches nothing."""
-    if "chosen" in record and record["chosen"] == record["rejected"]:
-        return EQUAL
     for field in ("completion", "chosen", "rejected"):
         answer = record.get(field)
         if isinstance(answer, list) and not is_answer(answer):
             return NOT_ONE_TURN
+    if "chosen" in record and said_in(record["chosen"]) == said_in(record["rejected"]):
+        return EQUAL
     return None
+
+
+def said_in(answer):
+    """What is compared of two answers: a text, or a turn's without the blanks around it."""
+    return answer if isinstance(answer, str) else answer[0]["content"].strip()
 
 
 def is_answer(messages):
@@ -477,8 +484,11 @@ def apply(tokenizer, turns, opens_answer):
         whether the beginning of the assistant's next turn is written, too.
     """
     try:
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = FIXED_DAY + template
         return tokenizer.apply_chat_template(
-            turns, add_generation_prompt=opens_answer, tokenize=False
+            turns, chat_template=template, add_generation_prompt=opens_answer, tokenize=False
         )
     # A template is a program, and may fail in any way on turns that it does not know.
     except Exception as error:

@@ -219,6 +219,8 @@ SHARED = {  # chosen, rejected: the prompt, and the answers
     "a full stop more": ("It is blue", "It is blue.", ("It is", " blue", " blue.")),
     "blanks at the end": ("It is  ", "It is  x", ("It", " is  ", " is  x")),
     "two spaces": ("It is  a", "It is  b", ("It is ", " a", " b")),
+    "a word within a word": ("an ice", "an icecap", ("an", " ice", " icecap")),
+    "a word that goes on": ("It is so, no", "It is sold", ("It is", " so, no", " sold")),
     "other letters": ("Ça est né", "Ça est né là", ("Ça est", " né", " né là")),
 }
 
@@ -252,6 +254,7 @@ def test_what_teaches_nothing_is_left_out(tmp_path, capsys):
     rows = [
         dict(chosen=[SKY, BLUE], rejected=[SKY, RED]),
         dict(chosen=[SKY, BLUE], rejected=[SKY, BLUE]),
+        dict(chosen=[SKY, BLUE], rejected=[SKY, assistant(" Blue.\n")]),
         dict(chosen=[SKY, BLUE], rejected=[SKY, RED, SKY, BLUE]),
         dict(chosen=[SKY, RED, SKY, BLUE], rejected=[SKY, BLUE, SKY, BLUE]),
         dict(chosen=[SKY, BLUE], rejected=[SKY, assistant(" ")]),
@@ -260,7 +263,7 @@ def test_what_teaches_nothing_is_left_out(tmp_path, capsys):
     source = write(tmp_path / "x.jsonl", rows)
     assert data.read("comparisons", source) == [COMPARISON]
     said = capsys.readouterr().out
-    assert "1 comparisons of two equal responses are left out" in said
+    assert "2 comparisons of two equal responses are left out" in said
     assert "4 records whose responses are not one turn of the assistant each" in said
     texts = []
     for row in rows[:-1]:  # the last has no answer: as a text it is refused
@@ -393,7 +396,7 @@ def test_an_empty_name_is_refused(tmp_path, capsys, monkeypatch, name, empty):
 def test_names_are_no_patterns(tmp_path):
     """A file called x[1].jsonl or x*.jsonl is read itself, not what it would match."""
     rows = {}
-    for name in ("x[1]", "x*", "x?", "x1"):
+    for name in ("x[1]", "x*", "x?", "x1", "x:train", "a=b"):
         rows[name] = [COMPARISON | dict(prompt=name)]
         write(tmp_path / f"{name}.jsonl", rows[name])
         write(tmp_path / f"{name}.parquet", rows[name])
@@ -590,6 +593,19 @@ def test_what_a_template_puts_before_an_answer_belongs_to_it(tmp_path):
     [found] = data.read("demos", source, thoughtful)
     assert found["prompt"] == "[INST] What colour? [/INST]"
     assert found["completion"] == " <think></think> Blue."
+
+
+def test_a_template_that_writes_the_date(tmp_path):
+    """It is one day for ever: the splits, the kept stages and a resumed run go by the text."""
+    dated = policies.byte_tokenizer(["a"], 300)
+    dated.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    source = write(tmp_path / "x.jsonl", [dict(prompt=[SKY])])
+    [found] = data.read("prompts", source, dated)
+    assert found["prompt"] == "13 Mar 2024 What colour?"
+    dated.chat_template = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d') %}{% endif %}{{ day }}"
+    )
+    assert data.read("prompts", source, dated)[0]["prompt"] == "13 Mar 2024"
 
 
 def test_what_a_template_refuses(tmp_path, chat):
