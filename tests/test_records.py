@@ -79,7 +79,7 @@ LAYOUTS = {
     ),
     "a text beside whole conversations": (
         "comparisons",
-        dict(prompt="What colour?", chosen=[SKY, BLUE], rejected=[SKY, RED]),
+        dict(prompt="a piece of it", chosen=[SKY, BLUE], rejected=[SKY, RED]),
         COMPARISON,
         "conversations",
     ),
