@@ -7,34 +7,25 @@ Records are files or data sets on the hub. Both sources answer the same three qu
 Every draw comes from a generator made from (seed, stage, step): there is no random state to save,
 and every method sees the same prompts at the same step. Splits are by prompt: none is in two of
 supervised, preference, judge and test.
-Left out: streaming, chat templates, several turns.
+Left out: streaming. What files look like, and how a conversation becomes a text, is in records.py.
 Run: python train.py --comparisons FILE
 
 Shapes: B rows, one a response; N pairs of them; P prompt columns, T response columns.
 """
 
-import csv
 import hashlib
 import itertools
 import json
-import logging
 import math
-import os
 from typing import NamedTuple
 
 import torch
 
 import policy as policies
+import records
 import sampler
 import summaries
 from policy import Tokens
-
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-LAYOUTS = {
-    "demos": ("prompt", "completion"),
-    "comparisons": ("prompt", "chosen", "rejected"),
-    "prompts": ("prompt",),
-}
 
 
 def generator(seed, stage, step):
@@ -244,7 +235,8 @@ class Records:
     """Demonstrations, comparisons and prompts as lists of records, split by the prompt's text.
 
     demos:
-        dicts of prompt and completion, or none: then chosen responses take their place.
+        dicts of prompt and completion, or none: then chosen responses take their place. In all
+        three, a prompt that a chat template wrote is marked, template=True.
     comparisons:
         dicts of prompt, chosen and rejected, or none: then no preference model can be trained.
     prompts:
@@ -275,6 +267,7 @@ class Records:
         self.data_seed = data_seed
         self.cut = set()  # texts of the prompts that were too long
         self.orders = {}  # stage -> (epoch, its shuffled row numbers)
+        self.by_template = written_by_template([*demos, *comparisons, *prompts])
         self.wants_demos = bool(demos or comparisons)
         shares = ["preference", "judge"]
         if not demos:
@@ -348,7 +341,8 @@ class Records:
         """Prompts as Tokens, cut from the left to max_prompt tokens. Those cut are added to cut."""
         rows = []
         for text in texts:
-            row, was_cut = encode_prompt(self.tokenizer, text, self.max_prompt)
+            keep_ends = text in self.by_template
+            row, was_cut = encode_prompt(self.tokenizer, text, self.max_prompt, keep_ends)
             if was_cut:
                 self.cut.add(text)
             rows.append(row)
@@ -449,12 +443,12 @@ def split_of(prompt, shares):
     return shares[int((place - 0.2) / 0.8 * len(shares))]
 
 
-def choose_prompts(records, split):
+def choose_prompts(rows, split):
     """Split -> prompts, to align and evaluate on: align, validation, test. split: of compared ones.
 
     None to align on is one that the judge was trained on, or that is held out.
     """
-    texts = {record["prompt"] for record in records}
+    texts = {record["prompt"] for record in rows}
     # Sorted: a set's order differs from process to process.
     test = sorted(prompt for prompt in texts if split_of(prompt, ["other"]) == "test")
     taken = {prompt for prompt, name in split.items() if name in ("judge", "held out")}
@@ -475,25 +469,41 @@ def encode(tokenizer, text):
     return [token for token in ids if token != tokenizer.eos_token_id]
 
 
-def encode_prompt(tokenizer, text, most):
+def encode_prompt(tokenizer, text, most, keep_ends=False):
     """A prompt as ids, at most so many of them, and whether it had to be cut: (list, bool).
+
+    keep_ends:
+        whether an end-of-text in it stays: in a prompt that a chat template wrote it ends a turn,
+        and the model has learned to read it there. From any other text it is left out.
 
     A tokenizer that puts a BOS before every text puts it here, once, though the text spells one
     out and though the text is cut: such models have never read anything without.
     """
     opening = policies.opening(tokenizer)
-    ids = encode(tokenizer, text)
+    if keep_ends:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    else:
+        ids = encode(tokenizer, text)
     if opening and ids[:1] == opening:
         ids = ids[1:]
+    if not ids and not opening:
+        # Words that the tokenizer does not know may all stand for end-of-text. A model must read
+        # something before it writes: what stands before a text of its own.
+        ids = [tokenizer.eos_token_id]
     begin = max(0, len(ids) - (most - len(opening)))
     # From the left: the end, which asks for the summary, is kept.
     return opening + ids[begin:], begin > 0
 
 
+def written_by_template(rows):
+    """The prompts' texts that a chat template wrote, as records.as_texts marks them: a set."""
+    return {row["prompt"] for row in rows if row.get("template")}
+
+
 class Prompts:
     """Prompts alone, in their order, whatever the split: what evaluate.py compares policies on.
 
-    records:
+    rows:
         dicts of prompt; each prompt counts once.
     tokenizer, max_prompt, max_response:
         as for Records.
@@ -501,8 +511,9 @@ class Prompts:
 
     judge = None
 
-    def __init__(self, records, tokenizer, max_prompt, max_response):
-        self.texts = list(dict.fromkeys(record["prompt"] for record in records))
+    def __init__(self, rows, tokenizer, max_prompt, max_response):
+        self.texts = list(dict.fromkeys(row["prompt"] for row in rows))
+        self.by_template = written_by_template(rows)
         self.tokenizer = tokenizer
         self.max_prompt = max_prompt
         self.max_response = max_response
@@ -510,7 +521,10 @@ class Prompts:
     def prompts(self, split, step, count):
         """The prompts of a step as Tokens: the count that follow the first step * count."""
         texts = self.texts[step * count : (step + 1) * count]
-        rows = [encode_prompt(self.tokenizer, text, self.max_prompt)[0] for text in texts]
+        rows = []
+        for text in texts:
+            keep_ends = text in self.by_template
+            rows.append(encode_prompt(self.tokenizer, text, self.max_prompt, keep_ends)[0])
         return policies.pad(rows, "left", self.tokenizer.eos_token_id)
 
     def most(self, split):
@@ -536,10 +550,10 @@ def open_task(options):
                 "take tiny or gpt2-124m, or give --comparisons"
             )
         return BuiltIn(options.data_seed), None, "built-in"
-    records = {}
-    for name in LAYOUTS:
-        source = getattr(options, name)
-        records[name] = read(name, source) if source else []
+    found = {}
+    for name in records.FIELDS:
+        if getattr(options, name):
+            found[name] = records.read(name, getattr(options, name))
     start = None
     if not from_scratch:
         start, tokenizer = policies.load(options.policy)
@@ -547,15 +561,18 @@ def open_task(options):
     elif options.tokenizer:
         tokenizer = policies.load_tokenizer(options.tokenizer)
     else:
-        tokenizer = train_tokenizer(records)
+        tokenizer = train_tokenizer(found)
+    rows = {name: [] for name in records.FIELDS}
+    for name, read_before in found.items():
+        rows[name] = written_as_texts(read_before, tokenizer)
     task = Records(
-        **records,
+        **rows,
         tokenizer=tokenizer,
         max_prompt=options.max_prompt_tokens,
         max_response=options.max_response_tokens,
         data_seed=options.data_seed,
     )
-    content = json.dumps([records, tokenizer.get_vocab()], sort_keys=True)
+    content = json.dumps([rows, tokenizer.get_vocab()], sort_keys=True)
     return task, start, hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -568,144 +585,25 @@ def check_room(options, room):
         )
 
 
-def train_tokenizer(records):
-    """A byte-level BPE of the demos' and comparisons' own texts."""
+def train_tokenizer(found):
+    """A byte-level BPE of the demos' and comparisons' own texts. found: name -> records.Found."""
     texts = []
-    for record in [*records["demos"], *records["comparisons"]]:
-        texts.extend(record.values())
+    for name in ("demos", "comparisons"):
+        if name in found:
+            for row in records.as_texts(found[name], None):
+                texts.extend(row.values())
     tokenizer = policies.byte_tokenizer(texts)
     print(f"no --tokenizer: trained a byte-level BPE of {len(tokenizer)} entries on the data")
     return tokenizer
 
 
-def read(option, source):
-    """The records of --option source, as a list of dicts of the option's fields.
-
-    option:
-        a key of LAYOUTS.
-    source:
-        a local .jsonl, .json, .csv or .parquet file, or a hub name.
-
-    Comparisons whose two responses are equal carry no label and are dropped, with a warning. Raises
-    ValueError naming option, file and, where there is one, the line or record.
-    """
-    fields = LAYOUTS[option]
-    records = load_records(option, source, fields)
-    for number, row in enumerate(records, start=1):
-        try:
-            check_record(row, fields)
-        except ValueError as error:
-            raise ValueError(
-                f"--{option} {source}: record {number}: {error}; mend or remove it"
-            ) from None
-    kept = records
-    if option == "comparisons":
-        kept = [row for row in records if row["chosen"] != row["rejected"]]
-    if not kept:
-        wanted = "record with two different responses" if records else "record"
-        raise ValueError(f"--{option} {source}: holds no {wanted}")
-    if len(kept) < len(records):
-        print(
-            f"warning: --{option} {source}: {len(records) - len(kept)} comparisons "
-            "of two equal responses are left out"
-        )
-    return kept
+def read(option, source, tokenizer=None):
+    """The records of --option source as texts, in one call; arguments as records.py's."""
+    return written_as_texts(records.read(option, source), tokenizer)
 
 
-def load_records(option, source, fields):
-    """The records of a file or hub name with these fields, unchecked but for a file's text."""
-    extension = os.path.splitext(source)[1]
-    local = extension in FORMATS or os.path.exists(source)
-    if local and not os.path.isfile(source):
-        raise ValueError(
-            f"--{option} {source}: no such file; "
-            "give a .jsonl, .json, .csv or .parquet file or a hub name"
-        )
-    if local and extension not in FORMATS:
-        raise ValueError(
-            f"--{option} {source}: unknown kind of file '{extension}'; "
-            "convert it to .jsonl, .json, .csv or .parquet"
-        )
-    if local and extension != ".parquet":
-        check_text(option, source, fields)
-    import datasets  # here, not above: the built-in task needs none
-
-    datasets.disable_progress_bars()
-    # What it logs would stand beside our one line, which says the same.
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        if local:
-            table = datasets.load_dataset(FORMATS[extension], data_files=source, split="train")
-        else:
-            table = datasets.load_dataset(source, split="train")
-    # datasets raises its own, pyarrow's, pandas' and the hub client's errors.
-    except Exception as error:
-        reason = policies.first_line(error)
-        hint = "" if local else "; without network give a local file"
-        raise ValueError(f"--{option} {source}: cannot be read: {reason}{hint}") from None
-    for field in fields:
-        if field not in table.column_names:
-            raise ValueError(
-                f"--{option} {source}: has no field '{field}' (it has {table.column_names}); "
-                f"rename its fields to {', '.join(fields)}"
-            )
-    return list(table.select_columns(list(fields)))
-
-
-def check_text(option, source, fields):
-    """Raises ValueError with the line that cannot be read in a text file: datasets names none.
-
-    option, source:
-        for the message; source is a .jsonl, .json or .csv file.
-    fields:
-        what each line of a .jsonl file must hold.
-    """
-    with open(source, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            # A byte-order mark may stand at the beginning, as Excel writes it.
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            try:
-                text = line.decode(encoding).strip()
-                if source.endswith(".jsonl") and text:
-                    check_record(json.loads(text), fields)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"--{option} {source}, line {number}: {error}; mend or remove that line"
-                ) from None
-    if source.endswith(".csv"):
-        check_widths(option, source)
-
-
-def check_widths(option, source):
-    """Raises ValueError where a row of a .csv file has another number of fields than the head.
-
-    Rows that all have more fields than the head would be read from the wrong columns.
-    """
-    csv.field_size_limit(2**31 - 1)  # a post may be longer than csv's limit of 131,072
-    with open(source, newline="", encoding="utf-8-sig") as file:
-        table = csv.reader(file)
-        width = len(next(table, []))
-        for row in table:
-            if row and len(row) != width:
-                raise ValueError(
-                    f"--{option} {source}, line {table.line_num}: {len(row)} fields "
-                    f"where the head has {width}; mend or remove that line"
-                )
-
-
-def check_record(row, fields):
-    """Raises ValueError if a record lacks one of the fields, or its text.
-
-    row:
-        what a line or a table's row holds, of any type.
-    fields:
-        names that must be there, with text that is not empty.
-    """
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object {...}")
-    for field in fields:
-        value = row.get(field)
-        if not isinstance(value, str) or not value.strip():
-            found = repr(value)[:40] if field in row else "missing"
-            raise ValueError(f"'{field}' is {found}; it must be text that is not empty")
-        value.encode()  # half a surrogate pair is not text
+def written_as_texts(found, tokenizer):
+    """records.as_texts, which says in a line what was read."""
+    rows = records.as_texts(found, tokenizer)
+    print(records.describe(found, tokenizer))
+    return rows

@@ -221,7 +221,7 @@ def own_prompts(options, policy, other, tokenizer):
             "--max-prompt-tokens and --max-response-tokens: "
             f"the models leave {room} tokens for a prompt; lower one"
         )
-    records = data.read("prompts", options.prompts)
+    records = data.read("prompts", options.prompts, tokenizer)
     task = data.Prompts(records, tokenizer, limit, options.max_response_tokens)
     return task, judge
 

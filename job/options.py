@@ -279,14 +279,24 @@ def add_lag_options(add):
 
 
 def add_data_options(add):
-    add("--demos", help="records prompt, completion: a file or a hub name (default: built-in task)")
+    add(
+        "--demos",
+        metavar="DATA",
+        help="records prompt, completion, or messages: a .jsonl, .json, .csv, .tsv (or .gz) or "
+        ".parquet file, a folder saved by datasets or a hub name, these two also as NAME:SPLIT "
+        "(default: the built-in task)",
+    )
     add(
         "--comparisons",
-        help="records prompt, chosen, rejected; alone, the chosen responses are the demos",
+        metavar="DATA",
+        help="records prompt, chosen, rejected, or the last two alone, whose common beginning is "
+        "the prompt; without --demos the chosen responses are the demos",
     )
     add(
         "--prompts",
-        help="records prompt, to align and evaluate on (default: the demos' or comparisons')",
+        metavar="DATA",
+        help="records prompt, or messages, to align and evaluate on "
+        "(default: the demos' or comparisons')",
     )
     add(
         "--preference",
@@ -448,6 +458,10 @@ def check_preference(options, method):
 
 def check_data(options):
     """Raises ValueError for records that are not enough, or a tokenizer that is not wanted."""
+    for name in ("demos", "comparisons", "prompts"):
+        given = getattr(options, name)
+        if given is not None and not given.strip():
+            fail(f"--{name}: is empty; give a file or a hub name, or leave --{name} out")
     from_scratch = options.policy in policies.SIZES
     if not (options.demos or options.comparisons):
         if options.preference and options.prompts:

@@ -17,6 +17,7 @@ import bandit
 import data
 import policy as policies
 import train
+from records import FIELDS
 from test_data import records, write
 
 FEW = [
@@ -106,8 +107,8 @@ FILES = {
     "missing": ("x.jsonl", lambda option: None, "no such file"),
     "empty": ("x.jsonl", lambda option: "", "x.jsonl"),
     "empty lines": ("x.jsonl", lambda option: "\n\n", "x.jsonl"),
-    "a folder": ("x.jsonl/inner", lambda option: "", "no such file"),
-    "wrong extension": ("x.tsv", lambda option: lines(option, {}), ".jsonl"),
+    "a folder": ("x.jsonl/inner", lambda option: "", "a folder that datasets saved"),
+    "wrong extension": ("x.txt", lambda option: lines(option, {}), ".jsonl"),
     "no extension": ("x", lambda option: lines(option, {}), ".jsonl"),
     "invalid UTF-8": (
         "x.jsonl",
@@ -380,6 +381,7 @@ def test_no_end_of_text_inside_a_text():
     tokenizer = policies.word_tokenizer(["a", "b"])
     task = data.Records.__new__(data.Records)
     task.tokenizer, task.max_prompt, task.max_response, task.cut = tokenizer, 9, 9, set()
+    task.by_template = set()
     assert task.pad_prompts(["a <|endoftext|> unheard b"])[0].tolist() == [[1, 2]]
     ids, mask = task.pad_responses(["b unheard a <|endoftext|>", "a"])
     assert [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)] == [[2, 1, 0], [1, 0]]
@@ -433,7 +435,7 @@ def test_fuzz_records(tmp_path, extension):
             assert all(
                 isinstance(row[field], str) and row[field].strip()
                 for row in found
-                for field in data.LAYOUTS["comparisons"]
+                for field in FIELDS["comparisons"]
             ), number
         except ValueError as error:
             assert str(error).startswith(f"--comparisons {path}") and "\n" not in str(error), number
