@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, report, stages
+from job import judged, parallel, recorded, report, stages
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 from policy import Tokens
 
@@ -184,6 +184,7 @@ def run_job(options):
     """All stages of the main job. Returns the summary."""
     begun = time.time()
     task, start, data_hash = data.open_task(options)
+    recorded.choose_sizes(options, task, pretrained=start is not None)
     look = partial(job.run.existing_run, options, data_hash)
     config, summary = parallel.from_first(look)
     if summary:

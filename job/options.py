@@ -20,6 +20,10 @@ import policy as policies
 from job import parallel
 
 ROOT = Path(__file__).resolve().parent.parent
+# What is chosen from recorded data where it is not given (job/stages.py: choose_sizes), with the
+# built-in task's values: they are the most that is chosen, too.
+SIZES = dict(supervised_steps=900, preference_steps=2000, steps=200, max_prompt_tokens=448)
+SMALL = "; with your own data, what is enough for it, if that is less"
 
 
 def method_names():
@@ -202,7 +206,7 @@ def add_method_options(add):
         help="another value for a constant of the loss; may be repeated",
     )
     add("--offline", action="store_true", help="learn from the recorded comparisons")
-    add("--steps", type=whole, default=200, help="alignment steps (default 200)")
+    add("--steps", type=whole, help=f"alignment steps (default 200{SMALL})")
     add("--lr", type=positive, help="alignment's highest learning rate; default: the method's RATE")
     add(
         "--decay",
@@ -261,8 +265,7 @@ def add_data_options(add):
     add(
         "--max-prompt-tokens",
         type=positive_whole,
-        default=448,
-        help="longer prompts are cut from the left (default 448)",
+        help=f"longer prompts are cut from the left (default 448{SMALL})",
     )
     add(
         "--max-response-tokens",
@@ -274,9 +277,9 @@ def add_data_options(add):
 
 
 def add_stage_options(add):
-    add("--supervised-steps", type=whole, default=900, help="(default 900)")
+    add("--supervised-steps", type=whole, help=f"(default 900{SMALL})")
     add("--supervised-lr", type=positive, help="(default 3e-3 for tiny, 1e-4 else)")
-    add("--preference-steps", type=whole, default=2000, help="(default 2000)")
+    add("--preference-steps", type=whole, help=f"(default 2000{SMALL})")
     add("--stages", default="runs/stages", help="where they are kept (default runs/stages)")
 
 
@@ -345,6 +348,11 @@ def complete(options):
     if options.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: no CUDA device is available; take --device cpu")
 
+    not_given = [name for name in SIZES if getattr(options, name) is None]
+    for name in not_given:
+        setattr(options, name, SIZES[name])
+    if options.demos or options.comparisons or options.prompts:
+        options.from_data = not_given
     if options.tau is None:
         options.tau = method.TAU
     if options.responses is None:
@@ -394,7 +402,7 @@ def check_data(options):
     if not (options.demos or options.comparisons):
         if options.preference and options.prompts:
             # Nothing to imitate, nothing to learn a preference from: the policy is the start.
-            if from_scratch or options.supervised_steps > 0:
+            if from_scratch or options.supervised_steps != 0:
                 fail(
                     "--prompts: there is nothing to imitate; "
                     "give --demos too, or a --policy FOLDER with --supervised-steps 0"

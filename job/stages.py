@@ -19,7 +19,7 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel
+from job import parallel, recorded
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
 from job.versions import VERSIONS
@@ -240,18 +240,11 @@ def empty_model(options, reference, role, pairwise):
 
 def train_and_test(options, task, reference, model, role, label):
     """Trains a model on the comparisons of a role. Returns its numbers on held-out pairs."""
-    recorded = isinstance(task, data.Records)
-    size, batches, pool = 192, 10, {}
-    if recorded:
-        rows = 2 * len(task.compared["held out"])
-        size = min(size, rows)
-        batches = min(batches, rows // size)
-
-    share = parallel.share
+    if isinstance(task, data.Records):
+        return recorded.train_and_test(options, task, reference, model, role, label)
+    pool, share = {}, parallel.share
 
     def comparisons(step):
-        if recorded:
-            return task.comparisons(role, step, 64, reference, share=share).to(options.device)
         # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
         # votes. Their features are computed once.
         place = step % POOL
@@ -260,12 +253,12 @@ def train_and_test(options, task, reference, model, role, label):
         return pool[place]
 
     def held_out(step):
-        found = task.comparisons("held out", step, size, reference, share=share)
+        found = task.comparisons("held out", step, 192, reference, share=share)
         return found.to(options.device)
 
     steps, lr = options.preference_steps, 2e-3
     preference_model.train_on_votes(
-        model, comparisons, steps, lr, recorded, label, parallel.add_gradients
+        model, comparisons, steps, lr, False, label, parallel.add_gradients
     )
-    guessed = parallel.gather(preference_model.guesses(model, held_out, batches).cpu())
+    guessed = parallel.gather(preference_model.guesses(model, held_out, 10).cpu())
     return preference_model.accuracy(*torch.cat(guessed, 1))
