@@ -196,7 +196,7 @@ def run_job(options):
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
         reference.requires_grad_(False)  # frozen for good; the policy is another copy
-        preference, judge, model_path = stages.labels_and_judge(
+        preference, judge, model_path, worth = stages.labels_and_judge(
             options, method, task, reference, path, asked
         )
         policy = policies.load(path)[0].to(options.device)
@@ -206,6 +206,7 @@ def run_job(options):
         align(run, options, method, task, policy, reference, preference, judge)
         count = options.eval_prompts
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
+        numbers = worth | numbers  # what the judge is worth stands before what it says
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

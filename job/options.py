@@ -252,6 +252,12 @@ def add_data_options(add):
         "and of the judge but on the built-in task, whose panel stays",
     )
     add(
+        "--preference-model",
+        metavar="FOLDER",
+        help="a preference model that was trained before, kept under --stages or by python -m "
+        "studies.preference, in place of training one; without --comparisons it judges, too",
+    )
+    add(
         "--policy",
         default="tiny",
         help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
@@ -339,6 +345,8 @@ def complete(options):
         check_responses(options, method)
     if options.preference:
         check_preference(options, method)
+    if options.preference_model:
+        check_preference_model(options)
     check_data(options)
     if options.batch_size < parallel.size():
         fail(
@@ -396,11 +404,20 @@ def check_preference(options, method):
         )
 
 
+def check_preference_model(options):
+    """Raises ValueError for what --preference-model does not go with."""
+    option = f"--preference-model {options.preference_model}"
+    if options.preference:
+        fail(f"{option}: --preference {options.preference} takes its place; leave one out")
+    if options.offline:
+        fail(f"{option}: --offline learns from recorded votes and asks no model; leave one out")
+
+
 def check_data(options):
     """Raises ValueError for records that are not enough, or a tokenizer that is not wanted."""
     from_scratch = options.policy in policies.SIZES
     if not (options.demos or options.comparisons):
-        if options.preference and options.prompts:
+        if (options.preference or options.preference_model) and options.prompts:
             # Nothing to imitate, nothing to learn a preference from: the policy is the start.
             if from_scratch or options.supervised_steps != 0:
                 fail(
@@ -411,9 +428,10 @@ def check_data(options):
             fail("--prompts and --tokenizer go with your own data; give --comparisons too")
         else:
             return
-    elif not options.comparisons and not options.preference:
+    elif not (options.comparisons or options.preference or options.preference_model):
         fail(
-            "--demos: needs --comparisons to learn a preference model from, or a --preference file"
+            "--demos: needs --comparisons to learn a preference model from, or a --preference "
+            "file, or a --preference-model"
         )
     if options.tokenizer and not from_scratch:
         fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")

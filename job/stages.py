@@ -19,10 +19,10 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel, recorded
+from job import parallel, recorded, report
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
-from job.versions import VERSIONS
+from job.versions import RECORDED, VERSIONS
 
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
@@ -157,9 +157,10 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     asked:
         the preference of --preference's file, or None to train a model of it.
 
-    Returns (preference, judge, the preference model's folder or None if there is none): both are
-    called with (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y');
-    or, where LABEL is "rewards", it is called with (prompt, y) and returns r(y).
+    Returns (preference, judge, the preference model's folder or None if there is none, what the
+    judge is worth: report.judge_worth's numbers). Preference and judge are called with
+    (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y'); or, where LABEL
+    is "rewards", it is called with (prompt, y) and returns r(y).
     """
     if asked is not None:
         judge = task.judge or asked
@@ -170,17 +171,67 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
                 f"preference: {asked.path} is asked, no model is trained; judge: the task's own "
                 f"panel (python evaluate.py A B --judge {asked.path} asks the file)"
             )
-        return asked, judge, None
+        return asked, judge, None, {}
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
-    model, path = preference(
-        options, task, reference, reference_path, "preference", pairwise=pairwise
-    )
-    judge = task.judge
-    if judge is None:
-        judge, _ = preference(options, task, reference, reference_path, "judge")
+    made_of = options, task, reference, reference_path
+    if options.preference_model:
+        model, path = reused(options, task, reference, pairwise)
+    else:
+        model, path = preference(*made_of, "preference", pairwise=pairwise)
     # Of Bradley-Terry, the logit is r(y) - r(y').
     labels = dict(preference=model, reward=model.logit, rewards=model.reward)
-    return labels[method.LABEL], judge, path
+    judge, worth = task.judge, {}
+    if judge is None:
+        judge, judge_path = model, path
+        if options.comparisons:
+            judge, judge_path = preference(*made_of, "judge")
+        else:
+            print("judge: no --comparisons to train another; the preference judges, too")
+        worth = report.judge_worth(numbers_of(judge_path))
+    return labels[method.LABEL], judge, path, worth
+
+
+def reused(options, task, reference, pairwise):
+    """--preference-model's model: (model, its folder). Raises ValueError if it does not fit.
+
+    options, task, reference:
+        of the run: the model must read the reference's tokens, and prompt and response must fit in.
+    pairwise:
+        what the method needs: a preference, or the reward where it is False.
+    """
+    folder = options.preference_model
+    option = f"--preference-model {folder}"
+    try:
+        size = reference.config.vocab_size
+        model = preference_model.load_for(folder, task.tokenizer, size).to(options.device)
+    except ValueError as error:
+        raise ValueError(f"--preference-model {error}") from None
+    if model.pairwise != pairwise:
+        kinds = {True: "a pairwise preference", False: "a Bradley-Terry reward"}
+        raise ValueError(
+            f"{option}: is {kinds[model.pairwise]}, --loss {options.loss} needs {kinds[pairwise]}; "
+            "give another folder or --loss"
+        )
+    if policies.context(model.body) < task.max_prompt + task.max_response:
+        raise ValueError(
+            f"{option}: has {policies.context(model.body)} positions, fewer than "
+            f"--max-prompt-tokens and --max-response-tokens together; lower one"
+        )
+    print(f"preference: {folder} is used, none is trained")
+    numbers = numbers_of(folder)
+    if numbers:
+        print(report.held_out(numbers))
+    return model, folder
+
+
+def numbers_of(folder):
+    """The numbers on pairs that a model has not seen, from its folder; {} if they are not there."""
+    path = os.path.join(folder, "accuracy.json")
+
+    def look():
+        return read_json(path) if os.path.exists(path) else {}
+
+    return parallel.from_first(look)
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):
@@ -205,6 +256,8 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         name = "reward"
     key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps]
     key += [role, pairwise]
+    if isinstance(task, data.Records):
+        key.append(RECORDED)
 
     def make():
         model = empty_model(options, reference, role, pairwise)
@@ -214,19 +267,19 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
 
     def write(folder, made):
         model, numbers = made
-        preference_model.save(model, folder)
+        vocabulary = preference_model.vocabulary_hash(task.tokenizer)
+        preference_model.save(model, folder, vocabulary)
         write_json(os.path.join(folder, "accuracy.json"), numbers)
+        if "looks" in numbers:
+            panels = recorded.curves(numbers["looks"], numbers["stopped"])
+            report.plot(os.path.join(folder, "accuracy.png"), panels)
 
     def load(folder):
         model = preference_model.load(folder).to(options.device)
         return model, read_json(os.path.join(folder, "accuracy.json"))
 
     (model, numbers), path = keep_or_make(options.stages, name, key, make, write, load)
-    print(
-        f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} "
-        f"(shorter wins {numbers['shorter_wins']:.3f}, longer wins {numbers['longer_wins']:.3f}), "
-        f"mean |p_hat - p| {numbers['error']:.3f}"
-    )
+    print(report.held_out(numbers))
     return model, path
 
 
