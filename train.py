@@ -193,6 +193,7 @@ def run_job(options):
     method = find_method(options.loss)
     report.print_method(options, method)
     asked = judged.asked_file(options, task.tokenizer)
+    stages.reused(options, method, task, start)  # a model that does not fit is refused here
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
         reference.requires_grad_(False)  # frozen for good; the policy is another copy

@@ -21,7 +21,7 @@ PAIRS = 32  # a step
 PASSES = 8  # over the training pairs, at most: the best weights come from an earlier one
 LOOKS = 8  # at the pairs kept apart, in all, besides the one before the first step
 # Passes over the demonstrations, and over the prompts that the alignment asks.
-IMITATION = {"from scratch": 10, "pretrained": 3}
+IMITATION = {"from scratch": 8, "pretrained": 3}
 PROMPTS = 6
 LONGEST = 10**6  # tokens of a prompt that are counted
 TOLD = 960  # pairs at most that a model is tested on

@@ -175,7 +175,11 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
     made_of = options, task, reference, reference_path
     if options.preference_model:
-        model, path = reused(options, task, reference, pairwise)
+        model, path = reused(options, method, task, reference), options.preference_model
+        print(f"preference: {path} is used, none is trained")
+        numbers = numbers_of(path)
+        if numbers:
+            print(report.held_out(numbers))
     else:
         model, path = preference(*made_of, "preference", pairwise=pairwise)
     # Of Bradley-Terry, the logit is r(y) - r(y').
@@ -191,21 +195,26 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     return labels[method.LABEL], judge, path, worth
 
 
-def reused(options, task, reference, pairwise):
-    """--preference-model's model: (model, its folder). Raises ValueError if it does not fit.
+def reused(options, method, task, policy):
+    """--preference-model's model, or None without the option.
 
-    options, task, reference:
-        of the run: the model must read the reference's tokens, and prompt and response must fit in.
-    pairwise:
-        what the method needs: a preference, or the reward where it is False.
+    options, method, task:
+        of the run: the model must be the method's kind, and prompt and response must fit in.
+    policy:
+        whose tokens it must read, or None for one that is to be built.
+
+    Raises ValueError that names the option if the model cannot be read or does not fit.
     """
     folder = options.preference_model
+    if folder is None:
+        return None
     option = f"--preference-model {folder}"
+    size = len(task.tokenizer) if policy is None else policy.config.vocab_size
     try:
-        size = reference.config.vocab_size
         model = preference_model.load_for(folder, task.tokenizer, size).to(options.device)
     except ValueError as error:
         raise ValueError(f"--preference-model {error}") from None
+    pairwise = method.LABEL == "preference"
     if model.pairwise != pairwise:
         kinds = {True: "a pairwise preference", False: "a Bradley-Terry reward"}
         raise ValueError(
@@ -215,13 +224,9 @@ def reused(options, task, reference, pairwise):
     if policies.context(model.body) < task.max_prompt + task.max_response:
         raise ValueError(
             f"{option}: has {policies.context(model.body)} positions, fewer than "
-            f"--max-prompt-tokens and --max-response-tokens together; lower one"
+            "--max-prompt-tokens and --max-response-tokens together; lower one"
         )
-    print(f"preference: {folder} is used, none is trained")
-    numbers = numbers_of(folder)
-    if numbers:
-        print(report.held_out(numbers))
-    return model, folder
+    return model
 
 
 def numbers_of(folder):

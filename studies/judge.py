@@ -127,14 +127,15 @@ def work_off(options, choice, lines):
 
 
 def read_lines(path):
-    """The file's lines by name; one that a kill cut short is left out, and made again."""
+    """The file's lines by name. A kill may have cut the last one: what is left of it goes."""
     lines = {}
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for text in file:
-                if text.endswith("\n"):
-                    line = json.loads(text)
-                    lines[line["name"]] = line
+        with open(path, "r+", encoding="utf-8", newline="") as file:
+            text = file.read()
+            whole = text[: text.rfind("\n") + 1]
+            file.truncate(len(whole.encode()))
+        for line in map(json.loads, whole.splitlines()):
+            lines[line["name"]] = line
     return lines
 
 

@@ -345,7 +345,7 @@ def labelled(kind, count=400, seed=0):
             win = int(len(words[1]) > len(words[0]))
         if kind == "noise":
             win = rng.randrange(2)
-        if words[0] == words[1]:
+        if len(words[0]) == len(words[1]) and kind == "length":
             continue
         chosen, rejected = (" " + " ".join(words[side]) for side in (win, 1 - win))
         rows.append(dict(prompt=f"post {k} asks\nTL;DR:", chosen=chosen, rejected=rejected))
@@ -475,7 +475,7 @@ def test_a_model_that_does_not_fit_is_refused(trained, tmp_path, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert "error: --preference-model" in line, (reason, line)
         assert reason.replace("'s size", "") in line
-    shutil.rmtree(folder / "refused", ignore_errors=True)
+        assert not (folder / "refused").exists()
     assert run(folder, "old", *own, "--preference-model", old) == 0
 
 
@@ -548,7 +548,7 @@ def test_sizes_come_from_the_data(capsys):
         assert ("--steps" in line) == (not given)
         training = len(task.parts["preference training"])
         expected = dict(
-            supervised_steps=math.ceil(len(task.demonstrations) * 10 / 32),
+            supervised_steps=math.ceil(len(task.demonstrations) * 8 / 32),
             preference_steps=math.ceil(training * 8 / 32),
             steps=math.ceil(task.most("align") * 6 / 32),
             max_prompt_tokens=options.max_prompt_tokens,
@@ -565,6 +565,7 @@ def test_sizes_come_from_the_data(capsys):
     recorded.choose_sizes(options, long, pretrained=True)
     found = [getattr(options, name) for name in ("supervised_steps", "preference_steps", "steps")]
     assert found == [900, 2000, 200]
+    capsys.readouterr()
     options = parse([])
     before = dict(vars(options))
     recorded.choose_sizes(options, data.BuiltIn(), pretrained=False)
