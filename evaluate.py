@@ -80,8 +80,9 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
         rows.append(torch.stack([column.double().cpu() for column in columns], 1))
         texts += [tuple(row) for row in y.lists()]
         kept.append((prompt, y, y_other))
-    # A judge without a panel behind it may know little more than lengths.
-    return summarise(parallel.gather((rows, texts)), by_length=task.judge is None), kept
+    # Of records: a judge that was trained may know little more than lengths.
+    of_records = isinstance(task, (data.Records, data.Prompts))
+    return summarise(parallel.gather((rows, texts)), by_length=of_records), kept
 
 
 def summarise(parts, by_length=False):

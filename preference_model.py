@@ -8,7 +8,10 @@ p(y > y') + p(y' > y) = 1 and p(y > y) = 1/2 by construction, and a cycle can be
 reward cannot. The cost is linear in the number of responses; a cross-encoder would read every pair.
 The reward is the same model with logit p = r(y) - r(y'), r one number a vector.
 Left out: ties, rankings of more than two.
+Of recorded comparisons it stops where pairs kept apart are told best, and worth says what the model
+is worth beside what the lengths alone tell.
 Run: python preference_model.py    (rock, paper, scissors: only the pairwise model fits the cycle)
+     python -m studies.preference --comparisons FILE --out FOLDER    (trains one of your own)
 
 Shapes: B pairs or responses, T response columns, F features a token, D width of the vectors.
 """

@@ -22,7 +22,7 @@ PASSES = 8  # over the training pairs, at most: the best weights come from an ea
 LOOKS = 8  # at the pairs kept apart, in all, besides the one before the first step
 # Passes over the demonstrations, and over the prompts that the alignment asks.
 IMITATION = {"from scratch": 8, "pretrained": 3}
-PROMPTS = 6
+PROMPTS = 4
 LONGEST = 10**6  # tokens of a prompt that are counted
 TOLD = 960  # pairs at most that a model is tested on
 # Of preference_model.train_on_votes.

@@ -550,7 +550,7 @@ def test_sizes_come_from_the_data(capsys):
         expected = dict(
             supervised_steps=math.ceil(len(task.demonstrations) * 8 / 32),
             preference_steps=math.ceil(training * 8 / 32),
-            steps=math.ceil(task.most("align") * 6 / 32),
+            steps=math.ceil(task.most("align") * 4 / 32),
             max_prompt_tokens=options.max_prompt_tokens,
         )
         for name, value in {**expected, **kept}.items():

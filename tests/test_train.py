@@ -676,6 +676,11 @@ def test_comparisons_alone(place, capsys):
     files = own_files(place / "csv", "csv")
     assert run(place, "own", "--loss", "ipo_md", "--comparisons", files["comparisons"], *SMALL) == 0
     out = capsys.readouterr().out
+    lines = out.splitlines()
+    # In these records the shorter always wins: the judge cannot beat that, and a warning says so.
+    judged = [line for line in lines if line.startswith("warning: the judge is right")]
+    assert len(judged) == 1 and "the rule 'shorter wins' on 1.000" in judged[0]
+    out = "\n".join(line for line in lines if line not in judged)
     assert (
         "no --tokenizer" in out
         and "judge" in out
@@ -698,6 +703,7 @@ def test_comparisons_alone(place, capsys):
         == 0
     )
     warning = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    warning = [line for line in warning if not line.startswith("warning: the judge is right")]
     assert (
         len(warning) == 1
         and "cut from the left" in warning[0]
