@@ -26,7 +26,7 @@ PROMPTS = 4
 LONGEST = 10**6  # tokens of a prompt that are counted
 TOLD = 960  # pairs at most that a model is tested on
 # Of preference_model.train_on_votes.
-RECIPE = dict(lr=2e-3, finetune=True, weight_decay=0.0)
+RECIPE = dict(lr=5e-4, finetune=True, weight_decay=0.0)
 
 
 def train_and_test(options, task, reference, model, role, label, recipe=RECIPE, spy=False):

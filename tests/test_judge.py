@@ -496,6 +496,30 @@ def test_a_stopped_run_goes_on(trained, monkeypatch):
     assert result(folder / "stopped") == result(folder / "first")
 
 
+def test_what_is_said_of_a_model_was_never_seen(monkeypatch):
+    """Before its last look a stage asks for its training and validation pairs alone; those that it
+    has no part in come once, at the end. A study's spy asks for them at every look."""
+    demos, _ = records(150)
+    task = task_of(demos, labelled("good", 200), max_prompt=12, max_response=8)
+    options = parse("--preference-steps 4 --device cpu --comparisons here".split())
+    reference = policies.build("tiny", task.tokenizer, 64, 0)
+    asked = []
+    comparisons = task.comparisons
+
+    def watched(role, *given, **more):
+        asked.append(role.removeprefix("judge "))
+        return comparisons(role, *given, **more)
+
+    monkeypatch.setattr(task, "comparisons", watched)
+    for spy in (False, True):
+        asked.clear()
+        model = preference_model.PreferenceModel(reference)
+        recorded.train_and_test(options, task, reference, model, "judge", "judge", spy=spy)
+        said = [role for role, _ in itertools.groupby(asked)]
+        look = ["validation", "unseen"] if spy else ["validation"]
+        assert said == [*([*look, "training"] * 4), "validation", "unseen"], said
+
+
 def stage_of(folder, monkeypatch):
     """The weights of a recorded stage after six steps in float64, and its numbers."""
     argv = "--preference-steps 6 --device cpu --comparisons here --stages".split()
