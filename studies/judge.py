@@ -29,7 +29,9 @@ import job.run
 import job.stages
 import policy as policies
 from job import recorded
+from job.versions import RECORDED, VERSIONS
 
+VERSION = f"{VERSIONS['supervised']}.{VERSIONS['preference']}.{RECORDED}"
 FOLDS = 5
 RECIPES = {
     "whole body, 2e-3": dict(lr=2e-3, finetune=True, weight_decay=0.0),
@@ -108,8 +110,10 @@ def work_off(options, choice, lines):
         training = len(fold_parts(comparisons, 0)["preference training"])
         options.preference_steps = recorded.steps_for(training)
     source = os.path.basename(options.comparisons)
+    reference, path = job.stages.supervised(options, task, start, data_hash)
     setting = f"{source}, {options.preference_steps} steps, prompts of {task.max_prompt}"
-    reference, _ = job.stages.supervised(options, task, start, data_hash)
+    # The body's folder is named by all that decides its weights, the data among it.
+    setting += f", {os.path.basename(path)}"
     for fold in range(FOLDS):
         task.parts = fold_parts(comparisons, fold)
         task.orders.clear()
@@ -119,15 +123,19 @@ def work_off(options, choice, lines):
             if name in lines:
                 continue
             numbers = run_fold(options, task, reference, recipe, known)
-            line = dict(name=name, setting=setting, recipe=recipe, fold=fold, **numbers)
+            line = dict(name=name, setting=setting, recipe=recipe, fold=fold, version=VERSION)
+            line |= numbers
             lines[name] = line
             os.makedirs(os.path.dirname(choice.results) or ".", exist_ok=True)
             with open(choice.results, "a", encoding="utf-8", newline="") as file:
                 job.run.append_line(file, line)
 
 
-def read_lines(path):
-    """The file's lines by name. A kill may have cut the last one: what is left of it goes."""
+def read_lines(path, of_any_version):
+    """The file's lines by name. A kill may have cut the last one: what is left of it goes.
+
+    Those of another version are made again, but where any is wanted.
+    """
     lines = {}
     if os.path.exists(path):
         with open(path, "r+", encoding="utf-8", newline="") as file:
@@ -135,7 +143,8 @@ def read_lines(path):
             whole = text[: text.rfind("\n") + 1]
             file.truncate(len(whole.encode()))
         for line in map(json.loads, whole.splitlines()):
-            lines[line["name"]] = line
+            if of_any_version or line["version"] == VERSION:
+                lines[line["name"]] = line
     return lines
 
 
@@ -196,7 +205,7 @@ def main(argv=None):
     policies.quiet()
     choice, rest = parse(argv)
     try:
-        lines = read_lines(choice.results)
+        lines = read_lines(choice.results, of_any_version=choice.from_results)
         if not choice.from_results:
             options = job.options.parse(rest)
             if not options.comparisons:

@@ -620,6 +620,11 @@ def test_the_study_goes_on_and_prints(tmp_path, capsys):
     assert table.count("4 steps") == 3 and "| 5 | " in table
     assert study.main(["--results", str(results), "--from-results"]) == 0
     assert table.endswith(capsys.readouterr().out)
+    # Of another version they are made again: none is taken for the same.
+    assert len(study.read_lines(str(results), False)) == 15
+    results.write_text(whole.replace(f'"version": "{study.VERSION}"', '"version": "0"'))
+    assert not study.read_lines(str(results), False)
+    assert len(study.read_lines(str(results), True)) == 15
     lines = [json.loads(line) for line in whole.splitlines()]
     assert len({line["loss"] for line in lines}) == 15, "the recipes differ"
     for line in lines:
