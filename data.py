@@ -27,6 +27,8 @@ import sampler
 import summaries
 from policy import Tokens
 
+VALIDATION = 0.2  # of a role's prompts, to stop the training of its model by
+
 
 def generator(seed, stage, step):
     """A CPU generator that depends on nothing but its arguments.
@@ -253,6 +255,8 @@ class Records:
     thirds, and the chosen responses of the last third are the demos. The demos' other prompts go to
     the supervised policy. The judge is a second preference model, trained later: here it is None.
     Prompts alone are enough for a policy that is to imitate nothing.
+    A model of preferences learns from four fifths of its prompts, and the others say when to stop:
+    parts has both, and the comparisons that it has no part in (parts_of).
     Raises ValueError if no prompt is left for a split.
     """
 
@@ -280,6 +284,7 @@ class Records:
         if comparisons:
             for role in [*shares, "held out"]:
                 self.compared[role] = [r for r in comparisons if split[r["prompt"]] == role]
+        self.parts = parts_of(comparisons, split)
         self.demonstrations = self.choose_demonstrations(demos, split)
         self.prompts_of = choose_prompts(prompts or demos or comparisons, split)
         self.check_splits()
@@ -375,7 +380,7 @@ class Records:
         """Recorded comparisons, the chosen response first.
 
         role:
-            "preference", "judge" or "held out".
+            "preference", "judge" or "held out", or a key of parts.
         step:
             an integer from 0.
         count:
@@ -389,7 +394,8 @@ class Records:
 
         Returns Comparisons with preference 1.
         """
-        rows = self.batch_of(self.compared[role], role, step, count // 2)
+        rows = self.parts[role] if role in self.parts else self.compared[role]
+        rows = self.batch_of(rows, role, step, count // 2)
         mine = share(len(rows))
         all_pairs = inside(mine, len(rows))
         rows = rows[mine]
@@ -424,6 +430,39 @@ def recorded_pairs(task, step, count, reference, share, device):
     return prompt, y, y_other, compared.votes()
 
 
+def parts_of(comparisons, split):
+    """The comparisons as the models of preferences use them.
+
+    comparisons:
+        dicts of prompt, chosen and rejected.
+    split:
+        of each compared prompt.
+
+    Returns {"ROLE training": records, "ROLE validation": ..., "ROLE unseen": ...} for the roles
+    preference and judge. Unseen is what neither trains the role's model nor stops it: held out,
+    test, and the other role's. What the policy imitated is in none.
+    """
+    parts = {}
+    for role in ("preference", "judge"):
+        for name in ("training", "validation", "unseen"):
+            parts[f"{role} {name}"] = []
+        for record in comparisons:
+            place = split[record["prompt"]]
+            name = "unseen"
+            if place == role:
+                # Other digits of the hash than split_of takes: those say the role already.
+                name = "validation" if digits(record["prompt"], 6) < VALIDATION else "training"
+            if place != "supervised":
+                parts[f"{role} {name}"].append(record)
+    return parts
+
+
+def digits(prompt, begin):
+    """48 bits of a hash of a prompt's text, from byte begin on: in [0, 1), exact in a float."""
+    found = hashlib.sha256(prompt.encode()).digest()[begin : begin + 6]
+    return int.from_bytes(found, "big") / 2**48
+
+
 def split_of(prompt, shares):
     """Which split a prompt belongs to, by a hash of its text alone.
 
@@ -434,8 +473,7 @@ def split_of(prompt, shares):
 
     Returns "test" for a tenth of the prompts, "held out" for another, or one of shares.
     """
-    # 48 bits, in [0, 1): exact in a float.
-    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") / 2**48
+    place = digits(prompt, 0)
     if place < 0.1:
         return "test"
     if place < 0.2:

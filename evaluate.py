@@ -51,6 +51,9 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
 
     win_rate, win_rate_se:
         mean of p(y > y') over prompts, y of policy and y' of other, and its standard error.
+    win_rate_equal, equal_length:
+        of records alone: the mean over the pairs of about equal length, which differ by at most 2
+        tokens or a tenth of the longer, None if there is no such pair; and their number.
     kl:
         mean of log pi(y)/pi_other(y) over policy's responses, nats.
     length, length_other:
@@ -77,24 +80,35 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
         rows.append(torch.stack([column.double().cpu() for column in columns], 1))
         texts += [tuple(row) for row in y.lists()]
         kept.append((prompt, y, y_other))
-    return summarise(parallel.gather((rows, texts))), kept
+    # Of records: a judge that was trained may know little more than lengths.
+    of_records = isinstance(task, (data.Records, data.Prompts))
+    return summarise(parallel.gather((rows, texts)), by_length=of_records), kept
 
 
-def summarise(parts):
+def summarise(parts, by_length=False):
     """The numbers that measure returns.
 
     parts:
         a list of (rows, texts), one a process: a list of [B, 5], win, log-ratio, both lengths and
         whether it ended; and the policy's responses as tuples.
+    by_length:
+        True for the win rate among responses of about equal length, too.
     """
     rows, texts = [], set()
     for its_rows, its_texts in parts:
         rows += its_rows
         texts.update(its_texts)
     win, log_ratio, length, length_other, ended = torch.cat(rows).unbind(1)
+    equal = {}
+    if by_length:
+        apart = (length - length_other).abs()
+        near = apart <= torch.clamp(0.1 * torch.maximum(length, length_other), min=2)
+        won = win[near].mean().item() if near.any() else None  # None: null in a .json file
+        equal = dict(win_rate_equal=won, equal_length=near.sum().item())
     return dict(
         win_rate=win.mean().item(),
         win_rate_se=(win.std() / len(win) ** 0.5).item(),
+        **equal,
         kl=log_ratio.mean().item(),
         length=length.mean().item(),
         length_other=length_other.mean().item(),
@@ -273,7 +287,7 @@ def main(argv=None):
         return 2
     print(report.samples(kept, judge, tokenizer, 3))
     for name, value in numbers.items():
-        print(f"{name:14s} {value:.4g}")
+        print(f"{name:14s} {'none' if value is None else format(value, '.4g')}")
     return 0
 
 

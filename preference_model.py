@@ -8,12 +8,16 @@ p(y > y') + p(y' > y) = 1 and p(y > y) = 1/2 by construction, and a cycle can be
 reward cannot. The cost is linear in the number of responses; a cross-encoder would read every pair.
 The reward is the same model with logit p = r(y) - r(y'), r one number a vector.
 Left out: ties, rankings of more than two.
+Of recorded comparisons it stops where pairs kept apart are told best, and worth says what the model
+is worth beside what the lengths alone tell.
 Run: python preference_model.py    (rock, paper, scissors: only the pairwise model fits the cycle)
+     python -m studies.preference --comparisons FILE --out FOLDER    (trains one of your own)
 
 Shapes: B pairs or responses, T response columns, F features a token, D width of the vectors.
 """
 
 import copy
+import hashlib
 import json
 import os
 from functools import partial
@@ -161,7 +165,9 @@ class PreferenceModel(nn.Module):
         return torch.sigmoid(self.logit(prompt, y, y_other))
 
 
-def train_on_votes(model, comparisons, steps, lr, finetune, label, add_gradients=None):
+def train_on_votes(
+    model, comparisons, steps, lr, finetune, label, add_gradients=None, *, weight_decay=0.0
+):
     """Trains on votes by the logistic loss -log p(winner > loser).
 
     model:
@@ -180,13 +186,16 @@ def train_on_votes(model, comparisons, steps, lr, finetune, label, add_gradients
         text for the progress bar.
     add_gradients:
         as policy.minimise takes it, where comparisons holds one process's share.
+    weight_decay:
+        AdamW's, from 0, of all that is trained.
 
     Returns the model, frozen and in eval mode.
     """
     heads = [*model.token.parameters(), *model.compare.parameters()]
-    groups = [dict(params=heads, lr=lr)]
+    groups = [dict(params=heads, lr=lr, weight_decay=weight_decay)]
     if finetune:
-        groups.append(dict(params=model.body.parameters(), lr=lr / 30))
+        body = list(model.body.parameters())
+        groups.append(dict(params=body, lr=lr / 30, weight_decay=weight_decay))
     # Prompt ids -> features. A tensor is a key by its identity, and a key is kept alive: the id()
     # of one that is gone may come again, with another batch's features.
     remembered = {}
@@ -208,6 +217,48 @@ def train_on_votes(model, comparisons, steps, lr, finetune, label, add_gradients
     no_limit = float("inf")
     policies.minimise(groups, loss, steps, label, no_limit, add_gradients)
     return model.eval().requires_grad_(False)
+
+
+def train_until_best(model, comparisons, validate, every, steps, *train, **options):
+    """Trains on votes, and leaves the weights with which pairs kept apart were told best.
+
+    Recorded votes are few, and each pair comes again with the same vote: after some passes the
+    model knows the pairs by heart, and what it says of others gets worse.
+
+    model, comparisons, steps, train, options:
+        as train_on_votes takes them.
+    validate:
+        validate(model) returns a dict with loss, nats a pair, on pairs that are not trained on; in
+        every process the same number.
+    every:
+        from 1, steps from one look at it to the next. The first is before any step, the last after
+        all of them.
+
+    Returns the looks: a list of dicts of step and what validate returned, in order; model has the
+    weights of the least loss, of equal ones the first.
+    """
+    looks = []
+    best = {}
+
+    def look(step):
+        with torch.no_grad():
+            looks.append(dict(step=step, **validate(model)))
+        # NaN is less than nothing: the first look always counts, or there were no weights to keep.
+        if not best or looks[-1]["loss"] < best["loss"]:
+            weights = [parameter.detach().clone() for parameter in model.parameters()]
+            best.update(loss=looks[-1]["loss"], weights=weights)
+
+    def watched(step):
+        # A step asks for its comparisons first: the weights are as the step before left them.
+        if step % every == 0:
+            look(step)
+        return comparisons(step)
+
+    train_on_votes(model, watched, steps, *train, **options)
+    look(steps)
+    for parameter, weight in zip(model.parameters(), best["weights"], strict=True):
+        parameter.copy_(weight)
+    return looks
 
 
 def vote_loss(model, batch, features):
@@ -244,8 +295,7 @@ def guesses(model, comparisons, batches):
     batches:
         how many steps to ask for, from 0.
 
-    Returns [3, pairs]: p, the preference, and whether the first is the shorter: 1, 0, or 1/2 where
-    they are equal.
+    Returns [3, pairs]: p, the preference, and by how many tokens the first is the longer.
     """
     columns = []
     for step in range(batches):
@@ -254,17 +304,15 @@ def guesses(model, comparisons, batches):
         vectors = model.embed(model.features(batch.prompt, batch.response), batch.response.mask)
         guess = torch.sigmoid(model.compare_vectors(vectors[first], vectors[second]))
         length = batch.response.lengths()
-        shorter = (length[first] < length[second]).float()
-        shorter_or_equal = (length[first] <= length[second]).float()
-        is_shorter = (shorter + shorter_or_equal) / 2
-        columns.append(torch.stack([guess, batch.preference, is_shorter]))
+        longer_by = (length[first] - length[second]).to(guess.dtype)
+        columns.append(torch.stack([guess, batch.preference, longer_by]))
     return torch.cat(columns, 1)
 
 
-def accuracy(guess, preference, shorter):
+def accuracy(guess, preference, longer_by):
     """How well a model does on held-out pairs, and what their lengths alone would tell.
 
-    guess, preference, shorter:
+    guess, preference, longer_by:
         [pairs] each, as guesses returns them.
 
     Returns a dict of accuracy, the share of signs of p - 1/2 that are right; error, the mean of
@@ -274,6 +322,7 @@ def accuracy(guess, preference, shorter):
     """
     decided = preference != 0.5
     right = (guess > 0.5) == (preference > 0.5)
+    shorter = (1 - longer_by.sign()) / 2  # 1, 0, or 1/2 where the two are of equal length
     shorter_wins = torch.where(preference > 0.5, shorter, 1 - shorter)[decided].mean().item()
     return dict(
         accuracy=right[decided].float().mean().item(),
@@ -284,24 +333,161 @@ def accuracy(guess, preference, shorter):
     )
 
 
-def save(model, folder):
+def worth(guess, preference, longer_by):
+    """What a model's word is worth, from pairs that it has not seen.
+
+    guess, preference, longer_by:
+        [pairs] each, as guesses returns them.
+
+    Returns a dict of accuracy's numbers and
+
+    low, high:
+        the accuracy's 95 % interval (wilson).
+    loss:
+        mean of -log p_hat of the votes, nats a pair; a coin has log 2 = 0.693.
+    rule, rule_accuracy:
+        the best of the rules that read nothing, "longer wins", "shorter wins" and "chance", on the
+        same pairs, and its share.
+    gain, gain_low, gain_high:
+        accuracy - rule_accuracy and its 95 % interval (paired_interval).
+    length_correlation:
+        of p_hat - 1/2 with the difference of the lengths, each pair in both orders, in [-1, 1].
+
+    Pairs are taken to be independent; several of one prompt are less than that, and make the
+    intervals too narrow.
+    """
+    numbers = accuracy(guess, preference, longer_by)
+    decided = preference != 0.5
+    wins = preference[decided] > 0.5
+    right = ((guess[decided] > 0.5) == wins).double()
+    longer_right = (longer_by[decided].double().sign() * (2.0 * wins - 1) + 1) / 2
+    rules = {
+        "longer wins": longer_right,
+        "shorter wins": 1 - longer_right,
+        "chance": torch.full_like(right, 0.5),
+    }
+    rule = max(rules, key=lambda name: rules[name].mean().item())
+    low, high = wilson(right.sum().item(), len(right))
+    gain_low, gain_high = paired_interval(right - rules[rule])
+    return dict(
+        numbers,
+        low=low,
+        high=high,
+        loss=votes_loss(guess, preference).item(),
+        rule=rule,
+        rule_accuracy=rules[rule].mean().item(),
+        gain=(right - rules[rule]).mean().item(),
+        gain_low=gain_low,
+        gain_high=gain_high,
+        length_correlation=correlation(guess.double() - 0.5, longer_by.double()),
+    )
+
+
+def votes_loss(guess, preference):
+    """Mean of -log p_hat of votes with these probabilities, nats a pair; [pairs] each.
+
+    A p_hat of 0 for what happened costs 100 nats, not infinitely many.
+    """
+    log_p = guess.double().log().clamp(min=-100)
+    log_q = (1 - guess.double()).log().clamp(min=-100)
+    return -(preference * log_p + (1 - preference) * log_q).mean()
+
+
+def wilson(successes, count, z=1.96):
+    """Wilson's interval of a probability, (low, high): z = 1.96 for 95 %.
+
+    successes:
+        of count tries, from 0 to count.
+
+    All probabilities from which the share seen is no more than z of their own standard errors away:
+    unlike share +- z se it stays in [0, 1] and has a width where all tries went one way.
+    """
+    share = successes / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    variance = share * (1 - share) / count + z**2 / (4 * count**2)
+    width = z * variance**0.5 / (1 + z**2 / count)
+    return max(0.0, middle - width), min(1.0, middle + width)
+
+
+def paired_interval(difference, z=1.96):
+    """The interval of a mean difference of two rules on the same pairs, (low, high): Agresti and
+    Min's.
+
+    difference:
+        [pairs], 1 where only the one is right, -1 where only the other is, 0 where both are or
+        neither.
+
+    The two agree on most pairs, so that their difference is known better than either share. Half a
+    pair is added to each of the four cases: without them the interval of ten pairs is too short.
+    """
+    count = len(difference) + 2
+    mean = difference.sum().item() / count
+    square = (difference.square().sum().item() + 1) / count
+    width = z * ((square - mean**2) / count) ** 0.5
+    return mean - width, mean + width
+
+
+def correlation(one, other):
+    """Of two numbers a pair that change sign with its order, [pairs] each: in [-1, 1], or 0 where
+    one of them never differs from 0.
+
+    Over both orders of all pairs their means are 0, so that it does not matter who stands first.
+    """
+    size = (one.square().sum() * other.square().sum()).sqrt()
+    return ((one * other).sum() / size).item() if size > 0 else 0.0
+
+
+def save(model, folder, vocabulary=None):
     """Writes config.json and model.safetensors.
 
     model:
         a PreferenceModel.
     folder:
         made if there is none; what it holds under the two names is replaced.
+    vocabulary:
+        of the tokenizer, a text that another has not (vocabulary_hash); None to leave it out.
 
     Raises OSError or safetensors' SafetensorError where they cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
     save_file(own_weights(model), os.path.join(folder, "model.safetensors"))
     config = dict(pairwise=model.pairwise, body=model.body.config.to_dict())
+    if vocabulary is not None:
+        config["vocabulary"] = vocabulary
     impossible = getattr(model.body, "impossible", None)
     if impossible is not None:
         config["impossible"] = impossible.nonzero()[:, 0].tolist()
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file, indent=1, default=str)
+
+
+def vocabulary_hash(tokenizer):
+    """SHA-256 of a tokenizer's entries and their ids, as hexadecimal digits."""
+    entries = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(entries.encode()).hexdigest()
+
+
+def load_for(folder, tokenizer, size):
+    """The PreferenceModel of a folder, as load returns it, if it reads a policy's tokens.
+
+    tokenizer, size:
+        the policy's, and its vocab_size.
+
+    Raises ValueError, in one line that names the folder, if it was trained with another vocabulary:
+    of another size, where the folder does not say with which.
+    """
+    model = load(folder)
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        known = json.load(file).get("vocabulary")
+    fits = known == vocabulary_hash(tokenizer)
+    if known is None:
+        fits = model.body.config.vocab_size == size
+    if not fits:
+        raise ValueError(
+            f"{folder}: was trained with another tokenizer than the policy's; "
+            "give --tokenizer or --policy as it was trained with"
+        )
+    return model
 
 
 def own_weights(model):

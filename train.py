@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, report, stages
+from job import judged, parallel, recorded, report, stages
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 
 
@@ -170,6 +170,7 @@ def run_job(options):
     """All stages of the main job. Returns the summary."""
     begun = time.time()
     task, start, data_hash = data.open_task(options)
+    recorded.choose_sizes(options, task, pretrained=start is not None)
     look = partial(job.run.existing_run, options, data_hash)
     config, summary = parallel.from_first(look)
     if summary:
@@ -178,10 +179,11 @@ def run_job(options):
     method = find_method(options.loss)
     report.print_method(options, method)
     asked = judged.asked_file(options, task.tokenizer)
+    stages.reused(options, method, task, start)  # a model that does not fit is refused here
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
         reference.requires_grad_(False)  # frozen for good; the policy is another copy
-        preference, judge, model_path = stages.labels_and_judge(
+        preference, judge, model_path, worth = stages.labels_and_judge(
             options, method, task, reference, path, asked
         )
         policy = policies.load(path)[0].to(options.device)
@@ -191,6 +193,7 @@ def run_job(options):
         align(run, options, method, task, policy, reference, preference, judge)
         count = options.eval_prompts
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
+        numbers = worth | numbers  # what the judge is worth stands before what it says
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

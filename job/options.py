@@ -20,6 +20,10 @@ import policy as policies
 from job import parallel
 
 ROOT = Path(__file__).resolve().parent.parent
+# What is chosen from recorded data where it is not given (job/stages.py: choose_sizes), with the
+# built-in task's values: they are the most that is chosen, too.
+SIZES = dict(supervised_steps=900, preference_steps=2000, steps=200, max_prompt_tokens=448)
+SMALL = "; with your own data, what is enough for it, if that is less"
 
 
 def method_names():
@@ -217,7 +221,7 @@ def add_method_options(add):
         help="the loss takes log-probabilities a token, not of whole responses: not the theory's, "
         "but what the paper's taus suggest; for contrastive losses of pairs",
     )
-    add("--steps", type=whole, default=200, help="alignment steps (default 200)")
+    add("--steps", type=whole, help=f"alignment steps (default 200{SMALL})")
     add("--lr", type=positive, help="alignment's highest learning rate; default: the method's RATE")
     add(
         "--decay",
@@ -306,6 +310,12 @@ def add_data_options(add):
         "and of the judge but on the built-in task, whose panel stays",
     )
     add(
+        "--preference-model",
+        metavar="FOLDER",
+        help="a preference model that was trained before, kept under --stages or by python -m "
+        "studies.preference, in place of training one; without --comparisons it judges, too",
+    )
+    add(
         "--policy",
         default="tiny",
         help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
@@ -319,8 +329,7 @@ def add_data_options(add):
     add(
         "--max-prompt-tokens",
         type=positive_whole,
-        default=448,
-        help="longer prompts are cut from the left (default 448)",
+        help=f"longer prompts are cut from the left (default 448{SMALL})",
     )
     add(
         "--max-response-tokens",
@@ -332,9 +341,9 @@ def add_data_options(add):
 
 
 def add_stage_options(add):
-    add("--supervised-steps", type=whole, default=900, help="(default 900)")
+    add("--supervised-steps", type=whole, help=f"(default 900{SMALL})")
     add("--supervised-lr", type=positive, help="(default 3e-3 for tiny, 1e-4 else)")
-    add("--preference-steps", type=whole, default=2000, help="(default 2000)")
+    add("--preference-steps", type=whole, help=f"(default 2000{SMALL})")
     add("--stages", default="runs/stages", help="where they are kept (default runs/stages)")
 
 
@@ -378,6 +387,44 @@ def complete(options):
     """
     method = find_method(options.loss)
     options.set = checked_constants(options, method)
+    check_method(options, method)
+    if options.responses is not None:
+        check_responses(options, method)
+    if options.preference:
+        check_preference(options, method)
+    if options.preference_model:
+        check_preference_model(options)
+    check_data(options)
+    if options.batch_size < parallel.size():
+        fail(
+            f"--batch-size {options.batch_size}: fewer than the {parallel.size()} processes; "
+            "raise it or start fewer"
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: no CUDA device is available; take --device cpu")
+
+    not_given = [name for name in SIZES if getattr(options, name) is None]
+    for name in not_given:
+        setattr(options, name, SIZES[name])
+    if options.demos or options.comparisons or options.prompts:
+        options.from_data = not_given
+    if options.tau is None:
+        options.tau = method.TAU
+    if options.responses is None:
+        options.responses = getattr(method, "RESPONSES", None)
+    if options.lr is None:
+        options.lr = method.RATE
+    if options.beta is None:
+        options.beta = getattr(method, "BETA", 0.0)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.out is None:
+        kind = f"{options.loss}-offline" if options.offline else options.loss
+        options.out = f"runs/{kind}-seed{options.seed}"
+
+
+def check_method(options, method):
+    """Raises ValueError for an option that the method, or another option, does not go with."""
     if options.beta is not None and not hasattr(method, "BETA"):
         others = [name for name in method_names() if hasattr(find_method(name), "BETA")]
         fail(
@@ -400,32 +447,6 @@ def complete(options):
         )
     if options.ptx and not (options.demos or options.comparisons) and options.prompts:
         fail(f"--ptx {options.ptx:g}: there is nothing to imitate; give --demos too")
-    if options.responses is not None:
-        check_responses(options, method)
-    if options.preference:
-        check_preference(options, method)
-    check_data(options)
-    if options.batch_size < parallel.size():
-        fail(
-            f"--batch-size {options.batch_size}: fewer than the {parallel.size()} processes; "
-            "raise it or start fewer"
-        )
-    if options.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: no CUDA device is available; take --device cpu")
-
-    if options.tau is None:
-        options.tau = method.TAU
-    if options.responses is None:
-        options.responses = getattr(method, "RESPONSES", None)
-    if options.lr is None:
-        options.lr = method.RATE
-    if options.beta is None:
-        options.beta = getattr(method, "BETA", 0.0)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.out is None:
-        kind = f"{options.loss}-offline" if options.offline else options.loss
-        options.out = f"runs/{kind}-seed{options.seed}"
 
 
 def check_responses(options, method):
@@ -456,6 +477,15 @@ def check_preference(options, method):
         )
 
 
+def check_preference_model(options):
+    """Raises ValueError for what --preference-model does not go with."""
+    option = f"--preference-model {options.preference_model}"
+    if options.preference:
+        fail(f"{option}: --preference {options.preference} takes its place; leave one out")
+    if options.offline:
+        fail(f"{option}: --offline learns from recorded votes and asks no model; leave one out")
+
+
 def check_data(options):
     """Raises ValueError for records that are not enough, or a tokenizer that is not wanted."""
     for name in ("demos", "comparisons", "prompts"):
@@ -464,9 +494,9 @@ def check_data(options):
             fail(f"--{name}: is empty; give a file or a hub name, or leave --{name} out")
     from_scratch = options.policy in policies.SIZES
     if not (options.demos or options.comparisons):
-        if options.preference and options.prompts:
+        if (options.preference or options.preference_model) and options.prompts:
             # Nothing to imitate, nothing to learn a preference from: the policy is the start.
-            if from_scratch or options.supervised_steps > 0:
+            if from_scratch or options.supervised_steps != 0:
                 fail(
                     "--prompts: there is nothing to imitate; "
                     "give --demos too, or a --policy FOLDER with --supervised-steps 0"
@@ -475,9 +505,10 @@ def check_data(options):
             fail("--prompts and --tokenizer go with your own data; give --comparisons too")
         else:
             return
-    elif not options.comparisons and not options.preference:
+    elif not (options.comparisons or options.preference or options.preference_model):
         fail(
-            "--demos: needs --comparisons to learn a preference model from, or a --preference file"
+            "--demos: needs --comparisons to learn a preference model from, or a --preference "
+            "file, or a --preference-model"
         )
     if options.tokenizer and not from_scratch:
         fail(f"--tokenizer: the policy {options.policy} brings its own; leave --tokenizer out")

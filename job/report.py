@@ -216,6 +216,61 @@ def samples(kept, judge, tokenizer, count=5):
     return "\n".join(lines)
 
 
+def held_out(numbers):
+    """How well a model does on pairs that it has not seen, in a line or two.
+
+    numbers:
+        preference_model.accuracy's, or worth's and where it stopped (job/recorded.py).
+    """
+    rules = f"shorter wins {numbers['shorter_wins']:.3f}, longer wins {numbers['longer_wins']:.3f}"
+    if "low" not in numbers:
+        return (
+            f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} "
+            f"({rules}), mean |p_hat - p| {numbers['error']:.3f}"
+        )
+    interval = f"95 % {numbers['low']:.3f} to {numbers['high']:.3f}"
+    trained = ""
+    if "stopped" in numbers:
+        trained = (
+            f"  {numbers['training']} pairs to learn from, {numbers['validation']} to stop by: "
+            f"best after {numbers['stopped']} of {numbers['steps']} steps "
+            f"({numbers['passes']:.1f} passes)\n"
+        )
+    return (
+        f"{trained}  on {numbers['pairs']} pairs that it has no part in: right sign "
+        f"{numbers['accuracy']:.3f} ({interval}; {rules}, chance 0.500), correlation of p with the "
+        f"length difference {numbers['length_correlation']:.2f}"
+    )
+
+
+def judge_worth(numbers):
+    """What a summary says of a judge that was trained, before the numbers that it gives.
+
+    numbers:
+        preference_model.worth's, or {} where none are known.
+
+    Returns a dict: warning, if the judge is not shown to beat the best of the rules that read
+    nothing, then its accuracy, the 95 % interval's ends, and that rule's accuracy; {} for {}.
+    """
+    if "gain_low" not in numbers:
+        return {}
+    found = {}
+    if not numbers["gain_low"] > 0:
+        found["warning"] = (
+            f"the judge is right on {numbers['accuracy']:.3f} of {numbers['pairs']} pairs that it "
+            f"has no part in, the rule '{numbers['rule']}' on {numbers['rule_accuracy']:.3f}: it "
+            f"is not shown to beat the rule (difference {numbers['gain']:+.3f}, 95 % "
+            f"{numbers['gain_low']:+.3f} to {numbers['gain_high']:+.3f}), and a win rate that it "
+            "gives may say no more"
+        )
+    return found | dict(
+        judge_accuracy=numbers["accuracy"],
+        judge_low=numbers["low"],
+        judge_high=numbers["high"],
+        judge_rule=numbers["rule_accuracy"],
+    )
+
+
 def plot(path, panels):
     """Writes a picture of panels side by side.
 
@@ -303,7 +358,11 @@ def write_results(options, task, policy, numbers, kept, judge, seconds):
 
 def print_summary(options, summary):
     """The end of a run on the screen."""
+    if "warning" in summary:
+        print(f"warning: {summary['warning']}")
     for name, value in summary.items():
+        if name == "warning":
+            continue
         text = f"{value:.4g}" if isinstance(value, float) else value
         print(f"  {name:14s} {text}")
     print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")

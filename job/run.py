@@ -31,6 +31,7 @@ from job.versions import version
 NEUTRAL = ("out", "stages", "resume", "save_every", "keep", "show")
 # Options that came later than some configs, and what runs did before there were any.
 LATER = dict(refresh=1, renew_reference=0, epochs=1, ptx=0.0, length_average=False)
+LATER |= dict(preference_model=None)
 LOCK = ".lock"
 
 
@@ -204,6 +205,10 @@ def existing_run(options, data_hash):
             config[name] = value
     if options.preference:  # a file that was changed is another run
         config["preference_file"] = file_hash(options.preference)
+    if options.preference_model:
+        weights = os.path.join(options.preference_model, "model.safetensors")
+        if os.path.isfile(weights):  # else it is refused later, by its option's name
+            config["preference_model_file"] = file_hash(weights)
     out = options.out
     path = os.path.join(out, "config.json")
     if not os.path.exists(path):

@@ -19,10 +19,10 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel
+from job import parallel, recorded, report
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
-from job.versions import VERSIONS
+from job.versions import RECORDED, VERSIONS
 
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
@@ -169,9 +169,10 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     asked:
         the preference of --preference's file, or None to train a model of it.
 
-    Returns (preference, judge, the preference model's folder or None if there is none): both are
-    called with (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y');
-    or, where LABEL is "rewards", it is called with (prompt, y) and returns r(y).
+    Returns (preference, judge, the preference model's folder or None if there is none, what the
+    judge is worth: report.judge_worth's numbers). Preference and judge are called with
+    (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y'); or, where LABEL
+    is "rewards", it is called with (prompt, y) and returns r(y).
     """
     if asked is not None:
         judge = task.judge or asked
@@ -182,17 +183,72 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
                 f"preference: {asked.path} is asked, no model is trained; judge: the task's own "
                 f"panel (python evaluate.py A B --judge {asked.path} asks the file)"
             )
-        return asked, judge, None
+        return asked, judge, None, {}
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
-    model, path = preference(
-        options, task, reference, reference_path, "preference", pairwise=pairwise
-    )
-    judge = task.judge
-    if judge is None:
-        judge, _ = preference(options, task, reference, reference_path, "judge")
+    made_of = options, task, reference, reference_path
+    if options.preference_model:
+        model, path = reused(options, method, task, reference), options.preference_model
+        print(f"preference: {path} is used, none is trained")
+        numbers = numbers_of(path)
+        if numbers:
+            print(report.held_out(numbers))
+    else:
+        model, path = preference(*made_of, "preference", pairwise=pairwise)
     # Of Bradley-Terry, the logit is r(y) - r(y').
     labels = dict(preference=model, reward=model.logit, rewards=model.reward)
-    return labels[method.LABEL], judge, path
+    judge, worth = task.judge, {}
+    if judge is None:
+        judge, judge_path = model, path
+        if options.comparisons:
+            judge, judge_path = preference(*made_of, "judge")
+        else:
+            print("judge: no --comparisons to train another; the preference judges, too")
+        worth = report.judge_worth(numbers_of(judge_path))
+    return labels[method.LABEL], judge, path, worth
+
+
+def reused(options, method, task, policy):
+    """--preference-model's model, or None without the option.
+
+    options, method, task:
+        of the run: the model must be the method's kind, and prompt and response must fit in.
+    policy:
+        whose tokens it must read, or None for one that is to be built.
+
+    Raises ValueError that names the option if the model cannot be read or does not fit.
+    """
+    folder = options.preference_model
+    if folder is None:
+        return None
+    option = f"--preference-model {folder}"
+    size = len(task.tokenizer) if policy is None else policy.config.vocab_size
+    try:
+        model = preference_model.load_for(folder, task.tokenizer, size).to(options.device)
+    except ValueError as error:
+        raise ValueError(f"--preference-model {error}") from None
+    pairwise = method.LABEL == "preference"
+    if model.pairwise != pairwise:
+        kinds = {True: "a pairwise preference", False: "a Bradley-Terry reward"}
+        raise ValueError(
+            f"{option}: is {kinds[model.pairwise]}, --loss {options.loss} needs {kinds[pairwise]}; "
+            "give another folder or --loss"
+        )
+    if policies.context(model.body) < task.max_prompt + task.max_response:
+        raise ValueError(
+            f"{option}: has {policies.context(model.body)} positions, fewer than "
+            "--max-prompt-tokens and --max-response-tokens together; lower one"
+        )
+    return model
+
+
+def numbers_of(folder):
+    """The numbers on pairs that a model has not seen, from its folder; {} if they are not there."""
+    path = os.path.join(folder, "accuracy.json")
+
+    def look():
+        return read_json(path) if os.path.exists(path) else {}
+
+    return parallel.from_first(look)
 
 
 def preference(options, task, reference, reference_path, role, pairwise=True):
@@ -217,6 +273,8 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         name = "reward"
     key = [VERSIONS["preference"], os.path.basename(reference_path), options.preference_steps]
     key += [role, pairwise]
+    if isinstance(task, data.Records):
+        key.append(RECORDED)
 
     def make():
         model = empty_model(options, reference, role, pairwise)
@@ -226,19 +284,19 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
 
     def write(folder, made):
         model, numbers = made
-        preference_model.save(model, folder)
+        vocabulary = preference_model.vocabulary_hash(task.tokenizer)
+        preference_model.save(model, folder, vocabulary)
         write_json(os.path.join(folder, "accuracy.json"), numbers)
+        if "looks" in numbers:
+            panels = recorded.curves(numbers["looks"], numbers["stopped"])
+            report.plot(os.path.join(folder, "accuracy.png"), panels)
 
     def load(folder):
         model = preference_model.load(folder).to(options.device)
         return model, read_json(os.path.join(folder, "accuracy.json"))
 
     (model, numbers), path = keep_or_make(options.stages, name, key, make, write, load)
-    print(
-        f"  on {numbers['pairs']} held-out pairs: right sign {numbers['accuracy']:.3f} "
-        f"(shorter wins {numbers['shorter_wins']:.3f}, longer wins {numbers['longer_wins']:.3f}), "
-        f"mean |p_hat - p| {numbers['error']:.3f}"
-    )
+    print(report.held_out(numbers))
     return model, path
 
 
@@ -252,18 +310,11 @@ def empty_model(options, reference, role, pairwise):
 
 def train_and_test(options, task, reference, model, role, label):
     """Trains a model on the comparisons of a role. Returns its numbers on held-out pairs."""
-    recorded = isinstance(task, data.Records)
-    size, batches, pool = 192, 10, {}
-    if recorded:
-        rows = 2 * len(task.compared["held out"])
-        size = min(size, rows)
-        batches = min(batches, rows // size)
-
-    share = parallel.share
+    if isinstance(task, data.Records):
+        return recorded.train_and_test(options, task, reference, model, role, label)
+    pool, share = {}, parallel.share
 
     def comparisons(step):
-        if recorded:
-            return task.comparisons(role, step, 64, reference, share=share).to(options.device)
         # Fresh posts are cheap but votes are what is scarce: the same batches again, with new
         # votes. Their features are computed once.
         place = step % POOL
@@ -272,12 +323,12 @@ def train_and_test(options, task, reference, model, role, label):
         return pool[place]
 
     def held_out(step):
-        found = task.comparisons("held out", step, size, reference, share=share)
+        found = task.comparisons("held out", step, 192, reference, share=share)
         return found.to(options.device)
 
     steps, lr = options.preference_steps, 2e-3
     preference_model.train_on_votes(
-        model, comparisons, steps, lr, recorded, label, parallel.add_gradients
+        model, comparisons, steps, lr, False, label, parallel.add_gradients
     )
-    guessed = parallel.gather(preference_model.guesses(model, held_out, batches).cpu())
+    guessed = parallel.gather(preference_model.guesses(model, held_out, 10).cpu())
     return preference_model.accuracy(*torch.cat(guessed, 1))
