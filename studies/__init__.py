@@ -6,6 +6,10 @@
   everything   the three above and Figure 6
   equilibrium  is a policy at the equilibrium, and how exploitable is it?
   rungs        does sampled training arrive, where the equilibrium is known?
+  longer       does it on the built-in task, given more steps or more pairs?
+  paper_scale  the paper's own taus, on length-averaged log-probabilities
+  preference   trains a preference model on recorded comparisons, alone
+  judge        five splits: is such a model worth more than the responses' lengths?
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
   survey       every loss once, at its defaults

@@ -7,7 +7,8 @@ arrives, slopes and R2 are 1 and the total variation is 0.
 A cell is a line of results/rungs.jsonl, appended as it finishes: the same command goes on where it
 was stopped.
 Left out: rungs above this one, where the point is not known.
-Run: python -m studies.rungs                   (about 15 min on 2 cores; results/rungs.png)
+Run: python -m studies.rungs                   (37 min, beside other work; results/rungs.png)
+     python -m studies.rungs --scale long      (also 512 pairs a prompt: three times as long)
      python -m studies.rungs --scale smoke     (half a minute)
      python -m studies.rungs --from-results    (the table and picture from the lines alone)
 """
@@ -39,7 +40,11 @@ VERSION = 1
 TAU = 0.1
 METHODS = (("ipo", 0.0), ("nash_md", 0.0), ("ipo_md", 0.125), ("nash_md", 0.125))  # and beta
 # Pairs a prompt and step, and steps. An arrival is bought by their product.
-SCALES = {"smoke": ((8, 40),), "full": ((64, 600), (64, 3000), (512, 1500))}
+SCALES = {
+    "smoke": ((8, 40),),
+    "full": ((64, 600), (64, 3000)),
+    "long": ((64, 600), (64, 3000), (512, 1500)),
+}
 POINTS = 30  # of a line, about
 
 
@@ -143,7 +148,7 @@ def main(argv=None):
     pool = None
     try:
         study = SimpleNamespace(**vars(parse(argv)), version=VERSION)
-        suffix = "" if study.scale == "full" else f"-{study.scale}"
+        suffix = "-smoke" if study.scale == "smoke" else ""  # full's lines are long's, too
         study.path = os.path.join(study.results, f"rungs{suffix}.jsonl")
         study.lines = runs.read_lines(study)
         # As runs.main's: two processes of one thread each use two cores better than two threads.

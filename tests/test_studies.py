@@ -16,10 +16,22 @@ import bandit
 import enumerated
 import evaluate
 import ipo
+import job.report
 import job.run
 import job.versions
 import policy as policies
-from studies import everything, figures, gates, longer, paper_scale, runs, same_tau, table2
+from studies import (
+    everything,
+    figures,
+    gates,
+    longer,
+    paper_scale,
+    rungs,
+    runs,
+    same_tau,
+    survey,
+    table2,
+)
 
 VERSION = job.versions.version
 ALL = runs.NAMES
@@ -329,6 +341,22 @@ def test_the_committed_table_is_the_documented_one(capsys, monkeypatch):
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     assert len(printed) > 35
     assert not [line for line in printed if line not in text]
+
+
+def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
+    """So do the pages of the survey, of the paper's taus and of the rungs, each line."""
+    monkeypatch.setattr(runs, "NAMES", ALL)
+    monkeypatch.setattr(job.versions, "version", VERSION)
+    monkeypatch.setattr(runs, "plot", lambda *_: None)
+    monkeypatch.setattr(job.report, "plot", lambda *_: None)
+    folder = Path(__file__).resolve().parent.parent / "results"
+    for study, page in ((survey, "survey"), (paper_scale, "paper_scale"), (rungs, "equilibrium")):
+        text = (folder / f"{page}.md").read_text(encoding="utf-8")
+        assert study.main(["--from-results", "--results", str(folder)]) == 0
+        shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert len(shown) > 9
+        for line in shown:
+            assert line in text, line
 
 
 def test_gates_are_counted(capsys):
