@@ -386,7 +386,8 @@ def test_the_command_prints_what_it_measured(folders, capsys):
     """Four numbers with their errors, the same twice, others by the mixture."""
     assert command(folders) == 0
     once = capsys.readouterr().out
-    names = [line.split()[0] for line in once.splitlines()]
+    read, *names = [line.split()[0] for line in once.splitlines()]
+    assert read == "--prompts", "what was read is said in a line"
     assert names == ["slope", "slope_back", "r2", "exploitability", "prompts"]
     assert once.splitlines()[-1].split()[1] == "3" and "nan" not in once
     assert command(folders) == 0 and capsys.readouterr().out == once
