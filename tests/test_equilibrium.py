@@ -230,7 +230,7 @@ def measured(w, model, preferences, tau, beta=0.0, count=300, **options):
 FEW = dict(responses=16, opponents=4, chunk=50)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.125])
+@pytest.mark.parametrize("beta", [0.0, pytest.param(0.125, marks=pytest.mark.slow)])
 def test_a_policy_at_its_equilibrium(w, model, beta):
     """In a game built around it: slopes and R2 are 1 within 4 standard errors, known to 0.02.
 
@@ -252,7 +252,7 @@ def test_a_policy_at_its_equilibrium(w, model, beta):
     assert beta or gap.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.125])
+@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.125])
 def test_a_policy_away_from_its_equilibrium(w, model, beta):
     """In the world's own game: the numbers of the enumeration within 4 standard errors, and the
     bound below the exact gap."""
@@ -425,6 +425,7 @@ def test_a_rung_knows_where_the_top_is(w):
     assert abs(rungs.distances(w, other, 0.125, target)["slope"] - 1) > 1e-4
 
 
+@pytest.mark.slow
 def test_rungs_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
     """A line a cell, the first seed's first; again nothing is run; with another seed only its own;
     without lines --from-results says what is missing."""
@@ -443,5 +444,5 @@ def test_rungs_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "rungs-smoke.png").stat().st_size > 5000
     monkeypatch.setattr(rungs, "run_cell", None)
     assert rungs.main(argv) == 0 and capsys.readouterr().out == printed
-    seeds = [cell["seed"] for cell in rungs.cells("full", 2)]
+    seeds = [cell["seed"] for cell in rungs.cells("long", 2)]
     assert len(seeds) == 24 and seeds == sorted(seeds)

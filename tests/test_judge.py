@@ -369,7 +369,14 @@ def result(folder):
     )
 
 
-@pytest.mark.parametrize("kind", ["good", "length", "noise"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("good", marks=pytest.mark.slow),
+        pytest.param("length", marks=pytest.mark.slow),
+        "noise",
+    ],
+)
 def test_a_run_says_what_its_judge_is_worth(tmp_path, capsys, kind):
     """Labels by a word are learned and beat the lengths: no warning. Labels by length, and labels
     that are noise: a warning, before the win rate on the screen and in summary.json."""
@@ -600,6 +607,7 @@ def test_sizes_come_from_the_data(capsys):
 # ---- the study ----
 
 
+@pytest.mark.slow
 def test_the_study_goes_on_and_prints(tmp_path, capsys):
     """A line a fold and recipe; the same command adds nothing, a torn line is made again; the table
     is drawn from the lines alone; whole body, last layer and frozen body all train."""

@@ -191,7 +191,7 @@ class Descent(torch.optim.SGD):
         self.param_groups[0]["lr"] = rate
 
 
-@pytest.mark.parametrize("ratio", [1 / 3, 0.8])
+@pytest.mark.parametrize("ratio", [1 / 3, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_inpo_with_one_step_a_batch_is_online_ipo(monkeypatch, ratio):
     """The real trainer by plain descent, INPO's rate 1/ratio times IPO's: the same pairs, the same
     weights after six steps. Two steps a batch, or a copy that lags, and they part."""
@@ -290,6 +290,7 @@ def test_a_stopped_run_goes_on_with_its_copies(whole, tmp_path, monkeypatch):
     assert same(result(tmp_path), whole[1])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_without_its_copies_would_differ(whole, tmp_path, monkeypatch):
     """The same stop, with copies that are renewed when the run goes on: other weights. So the test
     above sees them."""

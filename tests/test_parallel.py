@@ -254,6 +254,7 @@ def preference(prompts, ys, ys_other):
 """
 
 
+@pytest.mark.slow
 def test_a_preference_file_is_asked_by_all(tmp_path, alone, begun, monkeypatch, capfd):
     """Each process asks for its own pairs: the labels, and so the run, are those of one. If the
     file fails in one of them, the others do not wait: its line, and that it has ended."""

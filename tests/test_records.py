@@ -693,8 +693,17 @@ def implicit(count):
     return rows
 
 
-@pytest.mark.parametrize("make", [sky, hh, implicit])
-@pytest.mark.parametrize("has_template", [True, False])
+@pytest.mark.parametrize(
+    "make, has_template",
+    [
+        (sky, True),
+        (hh, False),
+        (implicit, False),
+        pytest.param(sky, False, marks=pytest.mark.slow),
+        pytest.param(hh, True, marks=pytest.mark.slow),
+        pytest.param(implicit, True, marks=pytest.mark.slow),
+    ],
+)
 def test_five_steps(tmp_path, capsys, chat, make, has_template):
     """Comparisons, demos and prompts of a layout, with a chat template and without."""
     folder = str(tmp_path / "tokenizer")

@@ -360,6 +360,7 @@ FEW = "--loss rso --supervised-steps 5 --preference-steps 5 --steps 5 --batch-si
 FEW += "--eval-prompts 8 --device cpu --responses 8".split()
 
 
+@pytest.mark.slow
 def test_five_steps(tmp_path, monkeypatch, capsys):
     """Through the trainer: candidates of the start, two of eight accepted, shown and learned from;
     in micro-batches the same numbers."""
