@@ -350,11 +350,12 @@ def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
     monkeypatch.setattr(runs, "plot", lambda *_: None)
     monkeypatch.setattr(job.report, "plot", lambda *_: None)
     folder = Path(__file__).resolve().parent.parent / "results"
-    for study, page in ((survey, "survey"), (paper_scale, "paper_scale"), (rungs, "equilibrium")):
+    pages = ((survey, "survey"), (paper_scale, "paper_scale"))
+    for study, page in (*pages, (rungs, "equilibrium"), (longer, "equilibrium")):
         text = (folder / f"{page}.md").read_text(encoding="utf-8")
         assert study.main(["--from-results", "--results", str(folder)]) == 0
         shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-        assert len(shown) > 9
+        assert len(shown) > 7
         for line in shown:
             assert line in text, line
 
