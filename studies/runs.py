@@ -3,7 +3,7 @@
 A study needs runs (cells: a method, tau, beta, seed) and comparisons of the policies they leave.
 Each is a line of results/SCALE.jsonl, found by its name and appended as it finishes: the same
 command goes on where it was stopped, and --from-results draws from the lines alone.
-Left out: length-normalised losses; a learning rate and batch size of each method's own.
+Left out: a learning rate and batch size of each method's own.
 No command of its own: see table2.py, figures.py, same_tau.py, everything.py.
 """
 
