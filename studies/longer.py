@@ -9,8 +9,6 @@ Run: python -m studies.longer                   (45 min on 2 cores; results/long
      python -m studies.longer --from-results    (the table and picture from the lines alone)
 """
 
-import contextlib
-import io
 import os
 import sys
 
@@ -21,10 +19,8 @@ import torch
 
 import data
 import equilibrium
-import job.options
 import job.run
 import preference_model
-import train
 from studies import runs
 
 TAU = 0.1
@@ -64,12 +60,7 @@ def run_to_residuals(todo):
     """Runs a cell. Returns its line: the residual of eq 12 and the numbers against SFT of every
     checkpoint."""
     there = todo["where"]
-    folder = todo["name"].replace(": ", "-").replace(" ", "-")
-    out = os.path.join(there["folder"], folder)
-    stages = os.path.join(there["folder"], "stages")
-    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        train.run_job(job.options.parse(argv))
+    out, _ = runs.run_by_train(todo, runs.folder_of(todo["name"]))
     learned = preference_model.load(there["shared"]["learned"])
     start, task = runs.load_policy(there, "SFT"), data.BuiltIn()
     line = {name: value for name, value in todo.items() if name != "where"}

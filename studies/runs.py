@@ -126,14 +126,28 @@ def prepare(study):
     return dict(SFT=path, learned=learned)
 
 
-def run_cell(todo):
-    """Runs a cell. Returns its line: the validation curve, and each checkpoint against SFT."""
+def run_by_train(todo, folder):
+    """Runs a cell's options by train.py, silently, in a folder of the study's.
+
+    Returns (the run's path, its summary); of a run that is finished, those that are there.
+    """
     there = todo["where"]
-    out = os.path.join(there["folder"], todo["name"])
+    out = os.path.join(there["folder"], folder)
     stages = os.path.join(there["folder"], "stages")
     argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
     with contextlib.redirect_stdout(io.StringIO()):
-        train.run_job(job.options.parse(argv))
+        return out, train.run_job(job.options.parse(argv))
+
+
+def folder_of(name):
+    """The folder of a line's name, such as "survey: ipo offline"."""
+    return name.replace(": ", "-").replace(" ", "-")
+
+
+def run_cell(todo):
+    """Runs a cell. Returns its line: the validation curve, and each checkpoint against SFT."""
+    there = todo["where"]
+    out, _ = run_by_train(todo, todo["name"])
     line = {name: value for name, value in todo.items() if name != "where"}
     line["points"] = []
     for path in job.run.checkpoints(out):
@@ -174,12 +188,8 @@ def run_to_end(todo):
     """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and the
     seconds that the alignment and its last evaluation took in one thread."""
     there = todo["where"]
-    folder = todo["name"].replace(": ", "-").replace(" ", "-")
-    stages = os.path.join(there["folder"], "stages")
-    out = os.path.join(there["folder"], folder)
-    argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        summary = train.run_job(job.options.parse(argv))
+    folder = folder_of(todo["name"])
+    _, summary = run_by_train(todo, folder)
     pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
     line = {name: value for name, value in todo.items() if name != "where"}
     return line | dict(seconds=summary["seconds"]) | compare(pair)
