@@ -25,14 +25,7 @@ def preference(prompts, ys, ys_other):
 VERDICT = "def preference(prompts, ys, ys_other):\n    return "
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small(tmp_path_factory):
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
+pytestmark = pytest.mark.usefixtures("small_and_cached")
 
 
 @pytest.fixture(scope="module")
