@@ -194,6 +194,7 @@ def run_job(options):
         count = options.eval_prompts
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
         numbers = worth | numbers  # what the judge is worth stands before what it says
+        numbers |= report.residual(options, policy, reference, preference, task)
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

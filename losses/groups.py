@@ -24,10 +24,17 @@ def label_pairs(preference, prompt, *responses):
         Tokens [B, P], and K Tokens with a row a prompt.
     """
     count = len(responses)
+    ask = partial(preference, prompt)
+    if hasattr(preference, "compare_vectors"):  # a model reads a response once, not K - 1 times
+        responses = [preference.read(prompt, response) for response in responses]
+
+        def ask(vector, vector_other):
+            return torch.sigmoid(preference.compare_vectors(vector, vector_other))
+
     columns = {}
     for first in range(count):
         for second in range(first + 1, count):
-            p = preference(prompt, responses[first], responses[second])
+            p = ask(responses[first], responses[second])
             columns[first, second], columns[second, first] = p, 1 - p
         columns[first, first] = torch.full_like(p, 0.5)
     rows = []
