@@ -1,20 +1,15 @@
 """What a run shows: one step in text and numbers, the samples, the pictures, the results."""
 
 import json
-import math
 import os
-from functools import partial
 
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-import equilibrium
 import policy as policies
-from job import parallel
 from job.options import drawn_by, is_group, requested, requests
 from job.run import write_json
-from preference_model import PreferenceModel
 
 # What may end a run that is no mistake of the program.
 EXPECTED = (
@@ -316,40 +311,6 @@ def curves(metrics):
         ys = [line[name] for line in shown]
         panels.append((title, "step", "", {name: (xs, ys)}))
     return panels
-
-
-def residual(options, policy, reference, preference, task):
-    """How near a finished policy is to the equilibrium that its tau and beta have, of 20 test
-    prompts: equilibrium.summarise's numbers. {} where there is nothing to ask.
-
-    options:
-        of the run.
-    policy, reference:
-        as evaluate.measure takes them.
-    preference:
-        what the policy was trained on. Only a model of preferences is asked: a file of the user's
-        would get some ten thousand questions more, and a reward has another equilibrium.
-    task:
-        its prompts.
-    """
-    if not isinstance(preference, PreferenceModel):
-        return {}
-    rows = equilibrium.measure(
-        policy,
-        reference,
-        preference,
-        task,
-        options.tau,
-        options.beta,
-        count=20,
-        responses=16,
-        opponents=32,
-        share=partial(parallel.share, least=0),
-    )
-    found = equilibrium.summarise(torch.cat(parallel.gather(rows)))
-    del found["prompts"]  # evaluate's are more
-    # Of a policy that has not moved no slope is defined: null in a .json file, which has no NaN.
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def write_results(options, task, policy, numbers, kept, judge, seconds):

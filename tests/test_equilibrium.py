@@ -21,7 +21,7 @@ import policy as policies
 import studies.equilibrium
 from bandit import duality_gap, win_rate
 from enumerated import END, LIMIT, PROMPTS, RESPONSES, per_token_mixture
-from job import report
+from job import residual
 from preference_model import PreferenceModel
 from studies import rungs, solvers
 from test_studies import Here
@@ -320,14 +320,14 @@ def test_a_runs_residual(w, model):
     body = policies.build("enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 2)
     learned = PreferenceModel(body).eval()
     options = SimpleNamespace(tau=0.2, beta=0.125)
-    found = report.residual(options, model[0], w.reference, learned, Enumerable())
+    found = residual.measure(options, model[0], w.reference, learned, Enumerable())
     sizes = dict(count=20, responses=16, opponents=32)
     given = model[0], w.reference, learned, Enumerable(), 0.2, 0.125
     expected = equilibrium.summarise(equilibrium.measure(*given, **sizes))
     del expected["prompts"]
     assert found == expected and found["slope_se"] > 0
-    assert report.residual(options, model[0], w.reference, partial(learned), Enumerable()) == {}
-    unmoved = report.residual(options, w.reference, w.reference, learned, Enumerable())
+    assert residual.measure(options, model[0], w.reference, partial(learned), Enumerable()) == {}
+    unmoved = residual.measure(options, w.reference, w.reference, learned, Enumerable())
     assert unmoved["slope"] is None and math.isfinite(unmoved["exploitability"])
 
 

@@ -365,7 +365,7 @@ def test_ipo_of_a_group_is_the_mean_over_its_pairs():
 def test_a_model_of_preferences_reads_each_response_once(monkeypatch):
     """label_pairs of a model equals asking it pair by pair, to the bit, in K readings."""
     task = data.BuiltIn()
-    reference = gpt2(0, len(task.tokenizer), 128)
+    reference = gpt2(0, len(task.tokenizer), 128).float()
     model = preference_model.PreferenceModel(reference).eval()
     prompt = task.prompts("align", 0, 3)
     ids, mask, _ = sampler.sample(reference, None, prompt, (0.0,) * 4, data.generator(0, "x", 0), 6)

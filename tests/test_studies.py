@@ -373,8 +373,9 @@ def test_the_rungs_between(whole, capsys, monkeypatch):
     assert "equal" in shown or "undecided" in shown or "different" in shown
 
 
-def test_what_is_planned_and_what_was_run(tmp_path, capsys):
+def test_what_is_planned_and_what_was_run(tmp_path, capsys, monkeypatch):
     """Without a line all is left; a line with its seconds counts as run, and sets the estimate."""
+    monkeypatch.setattr(runs, "NAMES", ALL)
     study = SimpleNamespace(**runs.SCALES["full"], scale="full", shared={}, folder="")
     first = lengths.cells(study)[0]
     line = dict(name=first["name"], seconds=50.0, version=job.versions.version())
