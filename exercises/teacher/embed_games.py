@@ -50,7 +50,7 @@ def draw_problem(generator):
 
 
 def methods(preferences, rewards, log_data, beta):
-    """The page's six methods: name -> (module, labels, beta, mixture), as bandit.descend has them."""
+    """The page's six methods: name -> (module, labels, beta, mixture) for bandit.descend."""
 
     def data_law(log_pi, log_ref, beta):
         return log_data  # whatever the policy is: this makes IPO-MD offline IPO
@@ -143,6 +143,7 @@ def embed(text, found):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Writes bandit.py's games into simplex.html.")
+    bandit.one_line_errors(parser, "embed_games")
     parser.add_argument("--page", type=Path, default=PAGE, help="default exercises/simplex.html")
     options = parser.parse_args(argv)
     try:
