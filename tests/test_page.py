@@ -115,6 +115,19 @@ def core_of(text):
     return text.split('<script id="core">')[1].split("</script>")[0]
 
 
+def test_the_page_is_read_without_colour_and_without_eyes():
+    """Methods differ by dash and by mark; whatever is moved has a name.
+
+    An output is labelable: a label without for= would name it and not the slider behind it.
+    """
+    looks = re.findall(r'colour: "(#\w+)", dash: "([\d ]*)", mark: "(\w+)"', TEXT)
+    assert len(looks) == 6 and all(len(set(column)) == 6 for column in zip(*looks, strict=True))
+    sliders = re.findall(r'<input type="range" id="(\w+)"', TEXT)
+    assert len(sliders) == 7
+    assert sliders == re.findall(r'<label for="(\w+)">', TEXT)
+    assert all("aria-label=" in tag for tag in re.findall(r"<svg id[^>]*>", TEXT))
+
+
 def compare(cores, games):
     """What each lab's own comparison finds, under node: counts, what is wrong."""
     program = f"""
@@ -172,6 +185,59 @@ def test_the_page_in_a_browser(tmp_path):
     page = tmp_path / "simplex.html"
     page.write_text(TEXT.replace(right, wrong), encoding="utf-8")
     assert view_page.agreement(BROWSER, page)[0].startswith("0 of 50 games")
+
+
+# Moves the reference with the keyboard, the data's law with a finger and tau with its slider, and
+# writes what the page shows then.
+HANDS = """
+<script>
+window.addEventListener("DOMContentLoaded", () => {
+  const press = (key) => element("reference").dispatchEvent(new KeyboardEvent("keydown", { key }));
+  for (let count = 0; count < 5; count++) press("ArrowRight");
+  const client = new DOMPoint(...place(EVEN)).matrixTransform(element("simplex").getScreenCTM());
+  const at = { clientX: client.x, clientY: client.y };
+  element("data").dispatchEvent(new PointerEvent("pointerdown"));
+  for (const kind of ["pointermove", "pointerup"]) window.dispatchEvent(new PointerEvent(kind, at));
+  window.dispatchEvent(new PointerEvent("pointermove", { clientX: 0, clientY: 0 }));
+  element("tau").value = 0.3;
+  element("tau").dispatchEvent(new Event("input"));
+  redrawNow();
+  const texts = ["reference-out", "data-out", "tau-out"].map((id) => element(id).textContent);
+  const row = [...element("rows").children].map((row) => row.children[2].textContent);
+  const spoken = element("reference").getAttribute("aria-valuetext");
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  const found = { texts, row, spoken, wide };
+  document.body.insertAdjacentHTML("beforeend", `<pre id="found">${JSON.stringify(found)}</pre>`);
+});
+</script></body>"""
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_under_hands(tmp_path, width):
+    """Keys, a finger and a slider move what they should, and the page is no wider than a phone.
+
+    By hand: an arrow is 1/100 of the triangle's side, to the right from action 1 to action 2.
+    """
+    page = tmp_path / "simplex.html"
+    page.write_text(TEXT.replace("</body>", HANDS), encoding="utf-8")
+    size = f"--window-size={width},844"
+    document = view_page.open_page(BROWSER, page.as_uri(), size, "--dump-dom")
+    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', document)[-1])
+    assert found["texts"] == ["0.550 0.350 0.100", "0.333 0.333 0.333", "2.0"]
+    assert found["spoken"] == "action 1 0.55, action 2 0.35, action 3 0.10"
+    assert found["wide"] <= 0
+    log_ref = torch.tensor([0.55, 0.35, 0.1], dtype=torch.float64).log()
+    even = torch.zeros(3, dtype=torch.float64).log_softmax(0)
+    game = bandit.cycle(0.4), log_ref, 10**0.3
+    for row, wanted in (
+        (0, bandit.fixed_point(*game)),
+        (1, bandit.fixed_point(*game, 0.25)),
+        (3, bandit.dpo_point(*game)),
+        (4, bandit.respond(*game, even)),
+    ):
+        assert found["row"][row] == " ".join(f"{p:.3f}" for p in wanted.exp().tolist())
 
 
 @needs_browser
