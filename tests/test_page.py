@@ -23,7 +23,7 @@ NODE = shutil.which("node")
 BROWSER = view_page.find_browser()
 needs_node = pytest.mark.skipif(NODE is None, reason="no node")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-GAMES, QUANTITIES = 50, 29  # of a game: eleven, and three of each of six methods
+GAMES, QUANTITIES = 50, 30  # of a game: twelve, and three of each of six methods
 
 
 def numbers(value):
@@ -149,6 +149,8 @@ def test_the_page_agrees_with_bandit():
 
 # Each breaks one thing: what stands in the page, what the mistake writes, the quantity it spoils.
 MISTAKES = (
+    ("[0.5, 0.5 + margin12, 0.5 - margin31]", "[0.5, 0.5 + margin31, 0.5 - margin12]")
+    + ("preferences",),
     ("(1 - beta) * log + beta * logRef[y]", "beta * log + (1 - beta) * logRef[y]", "mixture"),
     ("const target = 1 / (2 * tau);", "const target = 1 / tau;", "online IPO: gradient"),
     ("label - 0.5 - tau * (logp - refLogp)", "label - 0.5 - tau * logp", "Nash-MD-PG: descent"),
@@ -181,7 +183,7 @@ def test_the_page_in_a_browser(tmp_path):
     games, quantities, _ = view_page.agreement(BROWSER)
     assert games.startswith(f"{GAMES} of {GAMES} games")
     assert quantities.startswith(f"{GAMES * QUANTITIES} of {GAMES * QUANTITIES} quantities")
-    right, wrong, _ = MISTAKES[0]
+    right, wrong, _ = MISTAKES[1]
     page = tmp_path / "simplex.html"
     page.write_text(TEXT.replace(right, wrong), encoding="utf-8")
     assert view_page.agreement(BROWSER, page)[0].startswith("0 of 50 games")

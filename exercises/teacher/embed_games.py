@@ -29,7 +29,7 @@ STEPS = 30  # of the descent: enough to leave the start, few enough for rounding
 
 
 def draw_problem(generator):
-    """A random game of three actions: preferences, log_ref, log_data, log_pi, tau, beta.
+    """A random game of three actions: margins, preferences, log_ref, log_data, log_pi, tau, beta.
 
     Some have no cycle: the page's sliders reach those, too.
     """
@@ -40,6 +40,7 @@ def draw_problem(generator):
     laws = torch.randn(3, 3, generator=generator, dtype=torch.float64).log_softmax(-1)
     u, v = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     return dict(
+        margins=margins,
         preferences=0.5 + above - above.T,
         log_ref=laws[0],
         log_data=laws[1],
