@@ -5,7 +5,11 @@ import concurrent.futures
 import glob
 import itertools
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -538,3 +542,47 @@ def test_task_gates_by_hand():
     assert rows["pairs in which the longer is preferred"] == pytest.approx(2 / 3)
     level = [(post, ["car , door", "car , dog", "car , key"])]
     assert gates.cyclic_share(level) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_study_leaves_no_process(tmp_path):
+    """The pool's process writes its number and would sleep ten minutes; the study is killed, and
+    it is gone within a minute."""
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from studies import runs\n"
+        "def work(path):\n"
+        "    open(path, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    pool = runs.pool(1)\n"
+        "    pool.submit(work, sys.argv[1] + '.part').result()\n"
+    )
+    number = tmp_path / "number.part"
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = dict(os.environ, PYTHONPATH=root)
+    study = subprocess.Popen([sys.executable, script, tmp_path / "number"], env=environment)
+    deadline = time.monotonic() + 120
+    while not (number.exists() and number.read_text()):
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.1)
+    study.kill()
+    study.wait()
+    child = int(number.read_text())
+    deadline = time.monotonic() + 60
+    while alive(child):
+        assert time.monotonic() < deadline, "the pool's process outlived its study"
+        time.sleep(0.1)
+
+
+def alive(process):
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True
+    )
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
