@@ -311,20 +311,53 @@ def checkpoint(run):
     return f"{run['name']}/checkpoint-{run['points'][-1]['step']:06d}"
 
 
-def against(study, pairs, split="validation"):
-    """The lines of comparisons: pairs is a list of (checkpoint, checkpoint or "SFT")."""
+def against(study, pairs, split="validation", lines=()):
+    """The lines of comparisons.
+
+    pairs:
+        a list of (checkpoint, checkpoint or "SFT").
+    split:
+        "validation" or "test".
+    lines:
+        of the runs whose checkpoints they are.
+    """
     prompts = study.test if split == "test" else study.prompts
     todos = []
     for a, b in pairs:
         name = f"{split}: {a} : {b}"
         todos.append(dict(name=name, a=a, b=b, split=split, where=where(study, prompts)))
+    run_again(study, todos, lines)
     return gather(study, compare, todos)
 
 
+def run_again(study, todos, lines):
+    """Makes the policies that lines tell of and this machine does not have, if they are wanted.
+
+    todos:
+        comparisons, with a name each. If all have their lines nothing is wanted.
+    lines:
+        of runs.
+
+    So results/ is enough to go on from on another machine. Weights are the same up to rounding.
+    """
+    if study.from_results or all(todo["name"] in study.lines for todo in todos):
+        return
+    missing = []
+    for line in lines:
+        if not os.path.isdir(os.path.join(study.folder, checkpoint(line))):
+            missing.append(dict(line, where=where(study, study.prompts)))
+    for future in [study.pool.submit(run_by_train, todo, todo["name"]) for todo in missing]:
+        future.result()
+
+
 def win_rates(study, runs, rival):
-    """Win rates over rival of the runs' last checkpoints, [runs]."""
-    pairs = [(checkpoint(run), rival) for run in runs]
-    return column(against(study, pairs), "win_rate")
+    """Win rates of the runs' last checkpoints, [runs], over rival: the line of a run, or "SFT"."""
+    lines, name = list(runs), rival
+    if rival != "SFT":
+        lines.append(rival)
+        name = checkpoint(rival)
+    pairs = [(checkpoint(run), name) for run in runs]
+    return column(against(study, pairs, lines=lines), "win_rate")
 
 
 def crossed_interval(values):

@@ -210,10 +210,11 @@ def on_task(study):
             for player in players:
                 name = f"residual beta {beta:g}: {player}"
                 todos.append(dict(name=name, policy=player, tau=tau, beta=beta, where=where))
+            runs.run_again(study, todos, own)
             found = runs.gather(study, residual, todos)
             slopes = [line[name] for line in found for name in ("slope", "slope_back")]
             key = f"at tau {tau:g} beta {beta:g}"
-            line = tournament.tournament(study, key, players, "validation", kl=True)
+            line = tournament.tournament(study, key, players, own, "validation", kl=True)
             kl = np.array(line["kl"])
             print_row(tau, first, second, beta, slopes, kl + kl.T, np.array(line["win_rate"]))
 

@@ -57,9 +57,9 @@ def best_runs(study, cells, rival):
 
 
 def choose(study):
-    """Table 2's selection, {loss: Choice}, and the RL policy it was made against."""
+    """Table 2's selection, {loss: Choice}, and the line of the RL run it was made against."""
     rl = tune(study, ["rl"], "SFT")
-    rival = runs.checkpoint(rl["rl"].run)
+    rival = rl["rl"].run
     others = [loss for loss in runs.NAMES if loss != "rl"]
     return tune(study, others, rival) | rl, rival
 
@@ -75,10 +75,10 @@ def seed_cells(study, chosen):
 
 
 def seeds_of(study, chosen):
-    """The chosen run of every seed, {loss: [policy by seed]}."""
+    """The chosen run of every seed, {loss: [line by seed]}."""
     found = {loss: [] for loss in runs.NAMES}
     for line in runs.gather(study, runs.run_cell, seed_cells(study, chosen)):
-        found[line["loss"]].append(runs.checkpoint(line))
+        found[line["loss"]].append(line)
     return found
 
 
@@ -86,13 +86,14 @@ def play(study, seeds):
     """Every seed against every seed and SFT on test prompts.
 
     seeds:
-        {loss: [policy by seed]}, as seeds_of returns it.
+        {loss: [line by seed]}, as seeds_of returns it.
 
     Returns {judge: {(loss, other loss or "SFT"): [seeds, seeds or 1] win rates}}, the judges
     "win_rate", the panel, and "learned".
     """
-    players = list(itertools.chain(*(seeds[loss] for loss in runs.NAMES), ["SFT"]))
-    line = tournament.tournament(study, "of table 2", players)
+    lines = list(itertools.chain(*(seeds[loss] for loss in runs.NAMES)))
+    players = [*map(runs.checkpoint, lines), "SFT"]
+    line = tournament.tournament(study, "of table 2", players, lines)
     places = {}
     for number, loss in enumerate(runs.NAMES):
         places[loss] = range(number * study.seeds, (number + 1) * study.seeds)

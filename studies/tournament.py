@@ -22,13 +22,15 @@ from studies import runs
 CHUNK = 100  # prompts at a time
 
 
-def tournament(study, key, players, split="test", kl=False):
+def tournament(study, key, players, lines, split="test", kl=False):
     """The line of a tournament.
 
     key:
         of the line's name, with a hash of the players: others play another tournament.
     players:
         policies as runs.load_policy names them.
+    lines:
+        of the runs whose policies they are.
     split:
         "validation" or "test"; how many prompts is the study's.
     kl:
@@ -37,6 +39,7 @@ def tournament(study, key, players, split="test", kl=False):
     digest = hashlib.sha256(" ".join(players).encode()).hexdigest()[:8]
     count = study.test if split == "test" else study.prompts
     todo = dict(name=f"tournament {key} {digest}", players=players, split=split, kl=kl)
+    runs.run_again(study, [todo], lines)
     return runs.gather(study, play, [dict(todo, where=runs.where(study, count))])[0]
 
 

@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -68,9 +69,9 @@ class Here:
     def __init__(self, *_):
         pass
 
-    def submit(self, work, todo):
+    def submit(self, work, todo, *given):
         future = concurrent.futures.Future()
-        future.set_result(work(dict(todo)))
+        future.set_result(work(dict(todo), *given))
         return future
 
     def shutdown(self, **_):
@@ -250,6 +251,25 @@ def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=1
     assert table.endswith(capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_policies_are_made_again_from_their_lines(whole, tmp_path, capsys):
+    """On a machine that has results/ but no runs, what compares policies makes those it needs, and
+    ends in the same table; what has all its lines makes none."""
+    (tmp_path / "results").mkdir()
+    kept = [row for row in raw_lines(whole) if '"tournament' not in row]
+    assert len(kept) == len(raw_lines(whole)) - 1
+    (tmp_path / "results" / "smoke.jsonl").write_text("".join(f"{row}\n" for row in kept))
+    assert run(table2, tmp_path) == 0
+    table = capsys.readouterr().out
+    assert run(table2, whole, "--from-results") == 0
+    assert table.endswith(capsys.readouterr().out)
+    made = {path.name for path in (tmp_path / "runs" / "smoke-this").iterdir()}
+    assert len(made) == 1 + 3 * 3  # stages, and three seeds of three methods
+    shutil.rmtree(tmp_path / "runs" / "smoke-this" / "ipo-tau0.05-beta0-seed1-steps2")
+    assert run(table2, tmp_path) == 0
+    assert not (tmp_path / "runs" / "smoke-this" / "ipo-tau0.05-beta0-seed1-steps2").exists()
+
+
 def test_lines_of_other_versions_are_made_again(whole, tmp_path, monkeypatch):
     """A raised version: what is drawn without --from-results is new."""
     monkeypatch.setattr(job.versions, "version", lambda: "another")
@@ -303,7 +323,7 @@ def test_every_method_has_one_budget(monkeypatch):
         asked[:] = [todo["name"] for todo in todos]
         return [dict(todo, points=[dict(step=1)]) for todo in todos]
 
-    def against(study, pairs):
+    def against(study, pairs, lines):
         found = []
         for name, _ in pairs:
             tau = float(name.split("-tau")[1].split("-")[0])
