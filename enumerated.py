@@ -117,32 +117,52 @@ def exact_loss(model, w, method, tau, beta=0.0, law=mixture):
     return loss.mean()
 
 
-def sampled_loss(model, w, method, tau, beta, count, generator):
+def sampled_loss(model, w, method, tau, beta, count, generator, crossed=False):
     """The loss of pairs from the real sampler, averaged as the trainer does.
 
     count:
         pairs a prompt.
     generator:
         of the sampler's uniforms.
+    crossed:
+        each y of a prompt is compared with all its y', count^2 pairs of the same samples. The same
+        expectation with less noise: the part that is of a pair, and of neither response alone,
+        falls with the number of pairs.
     """
     prompt = policies.pad(PROMPTS * count, "left", END)
     weights = tuple(beta if drawn_by == "mixture" else 0.0 for drawn_by in method.PAIR)
     ids, mask, _ = sampler.sample(model, w.reference, prompt, weights, generator, LIMIT)
     response = Tokens(ids, mask)
-    logp, logp_other = policies.log_prob(model, prompt.repeat(2), response).chunk(2)
+    logp = policies.log_prob(model, prompt.repeat(2), response)
     index = torch.tensor([RESPONSES.index(row) for row in response.lists()])
-    y, other = index.chunk(2)
-    x = torch.arange(len(prompt.ids)) % len(PROMPTS)
-    ref_logp, ref_logp_other = w.log_ref[x, y], w.log_ref[x, other]
-    preference = w.preferences[x, y, other]
-    asked = {}
-    for name, value in requested(method, model, w, prompt.repeat(2), response).items():
-        asked[name], asked[f"{name}_other"] = value.chunk(2)
-    pair = logp, logp_other, ref_logp, ref_logp_other
-    return method.loss(*pair, preference, tau, **asked).mean()
+    x = torch.arange(len(index)) % len(PROMPTS)
+    asked = requested(method, model, w, prompt.repeat(2), response)
+    # The rows of the samples that are a pair's y, those of its y' stand behind all y.
+    first = second = torch.arange(len(prompt.ids)).view(count, len(PROMPTS))
+    if crossed:
+        first, second = first.repeat_interleave(count, 0), second.repeat(count, 1)
+    first, second = first.flatten(), second.flatten() + len(prompt.ids)
+    ref_logp = w.log_ref[x, index]
+    preference = w.preferences[x[first], index[first], index[second]]
+    pair = logp[first], logp[second], ref_logp[first], ref_logp[second]
+    sides = {}
+    for name, value in asked.items():
+        sides[name], sides[f"{name}_other"] = value[first], value[second]
+    return method.loss(*pair, preference, tau, **sides).mean()
 
 
-def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=None, seed=0):
+def train(
+    w,
+    method,
+    tau,
+    beta=0.0,
+    law=mixture,
+    steps=600,
+    rate=5e-3,
+    pairs=None,
+    seed=0,
+    crossed=False,
+):
     """Trains a copy of the reference; yields log pi [2, 85] every 20 steps and at the end.
 
     Adam without momentum (with it, cyclic games orbit), its rate falling as (1 - step/steps)^3.
@@ -160,6 +180,8 @@ def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=Non
         drawn for each prompt and step; None for exact expectations.
     seed:
         of the draws.
+    crossed:
+        as sampled_loss takes it.
     """
     model = copy.deepcopy(w.reference).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
@@ -172,7 +194,8 @@ def train(w, method, tau, beta=0.0, law=mixture, steps=600, rate=5e-3, pairs=Non
         if pairs is None:
             loss = exact_loss(model, w, method, tau, beta, law)
         else:
-            loss = sampled_loss(model, w, method, tau, beta, pairs, generator)
+            given = method, tau, beta, pairs, generator, crossed
+            loss = sampled_loss(model, w, *given)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

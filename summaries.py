@@ -69,15 +69,18 @@ def tokenizer():
     return word_tokenizer(sorted(words))  # sorted: an id must not depend on a set's order
 
 
-def post(seed):
+def post(seed, facts=FACTS):
     """The post of an integer seed, as text.
+
+    facts:
+        how many things it tells of, 1 to 12; the task's posts have FACTS.
 
     Every seed has its own random stream, so splits are ranges of seeds.
     """
     rng = random.Random(f"post {seed}")
     # The order of the draws is part of the task: another order is other posts.
-    nouns = rng.sample(NOUNS, FACTS)
-    sentences = rng.sample(SENTENCES, FACTS)
+    nouns = rng.sample(NOUNS, facts)
+    sentences = rng.sample(SENTENCES, facts)
     told = []
     for noun, sentence in zip(nouns, sentences, strict=True):
         told.append(sentence.replace("*", noun))
@@ -109,9 +112,9 @@ def summary(text, seed):
     rng = random.Random(f"summary {seed} of {text}")
     sentences = text.split(" . ")[:-1]  # the last is the question
     told = [sentence for sentence in sentences if mentions(sentence)]
-    kept = sorted(rng.sample(range(FACTS), rng.randint(1, FACTS)))
     facts = mentions(text)
-    strangers = rng.sample([noun for noun in NOUNS if noun not in facts], FACTS)
+    kept = sorted(rng.sample(range(len(facts)), rng.randint(1, len(facts))))
+    strangers = rng.sample([noun for noun in NOUNS if noun not in facts], len(facts))
     wordiness = rng.choice([0.1, 0.5, 0.9])
     written = []
     for index in kept:

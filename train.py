@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, recorded, report, stages
+from job import judged, parallel, recorded, report, residual, stages
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 
 
@@ -194,6 +194,7 @@ def run_job(options):
         count = options.eval_prompts
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
         numbers = worth | numbers  # what the judge is worth stands before what it says
+        numbers |= residual.measure(options, policy, reference, preference, task)
         seconds = time.time() - begun
         write = partial(report.write_results, options, task, policy, numbers, kept, judge, seconds)
         return parallel.from_first(write)

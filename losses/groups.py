@@ -4,6 +4,7 @@ Not a method: it sets no TAU. A group's file takes two of these in place of trai
 the same name, and its loss takes a row a prompt and a column a response.
 """
 
+import itertools
 from functools import partial
 
 import torch
@@ -18,22 +19,26 @@ def label_pairs(preference, prompt, *responses):
     """Every response against every other, [B, K, K]: p(y_i > y_j | x), and 1/2 on the diagonal.
 
     preference:
-        preference(prompt, y, y_other) -> [B]. It is asked K (K - 1)/2 times: p(y_j > y_i) is the
-        rest to 1, for a model of preferences to the bit.
+        preference(prompt, y, y_other) -> [B], asked K (K - 1)/2 times: p(y_j > y_i) is the rest.
     prompt, responses:
         Tokens [B, P], and K Tokens with a row a prompt.
     """
     count = len(responses)
+    ask = partial(preference, prompt)
+    if hasattr(preference, "compare_vectors"):  # a model reads a response once, not K - 1 times
+        responses = [preference.read(prompt, response) for response in responses]
+
+        def ask(vector, vector_other):
+            return torch.sigmoid(preference.compare_vectors(vector, vector_other))
+
     columns = {}
-    for first in range(count):
-        for second in range(first + 1, count):
-            p = preference(prompt, responses[first], responses[second])
-            columns[first, second], columns[second, first] = p, 1 - p
-        columns[first, first] = torch.full_like(p, 0.5)
-    rows = []
-    for first in range(count):
-        rows.append(torch.stack([columns[first, second] for second in range(count)], 1))
-    return torch.stack(rows, 1)
+    for first, second in itertools.combinations(range(count), 2):
+        p = ask(responses[first], responses[second])
+        columns[first, second], columns[second, first] = p, 1 - p
+    for row in range(count):
+        columns[row, row] = torch.full_like(p, 0.5)
+    places = itertools.product(range(count), repeat=2)  # row by row
+    return torch.stack([columns[place] for place in places], 1).view(-1, count, count)
 
 
 @torch.no_grad()

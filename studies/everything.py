@@ -18,7 +18,7 @@ def fig6(study):
     bandit.main(["--out", study.results])
 
 
-PARTS = table2.PARTS | figures.PARTS | dict(fig6=fig6) | same_tau.PARTS
+PARTS = table2.PARTS | figures.PARTS | dict(fig6=fig6, same_tau=same_tau.same_tau)
 
 
 def main(argv=None):

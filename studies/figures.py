@@ -100,11 +100,10 @@ def fig4(study):
 
 def online_and_offline(study, name, rival_name, rival):
     """Win rates over tau of the methods that may learn from recorded pairs, online and offline."""
-    losses = [loss for loss in runs.NAMES if job.options.find_method(loss).OFFLINE]
     series = {}
     for offline in (False, True):
         mode = "offline" if offline else "online"
-        for loss, lines in runs.sweep(study, losses, offline).items():
+        for loss, lines in runs.sweep(study, offline_losses(), offline).items():
             series[f"{runs.NAMES[loss]} {mode}"] = (
                 runs.column(lines, "tau"),
                 runs.win_rates(study, lines, rival),
@@ -113,36 +112,38 @@ def online_and_offline(study, name, rival_name, rival):
     runs.plot(study, name, [(title, "tau", "p (panel)", series)])
 
 
+def offline_losses():
+    """The methods of the paper that may learn from recorded pairs."""
+    return [loss for loss in runs.NAMES if job.options.find_method(loss).OFFLINE]
+
+
+def beta_cells(study, tau):
+    """Figure 5's runs."""
+    return [runs.cell(study, "ipo_md", tau, beta) for beta in BETAS]
+
+
 def fig5(study):
-    """Figure 5: IPO-MD's win rate against RL over beta, at the first, second and last checkpoint.
+    """Figure 5: IPO-MD's win rate against RL over beta.
 
     beta = 0 is online IPO; at beta = 1 both responses are the reference's, which is offline IPO.
     """
     chosen, rival = table2.choose(study)
     tau = chosen["ipo_md"].run["tau"]
-    todos = [runs.cell(study, "ipo_md", tau, beta) for beta in BETAS]
-    lines = runs.gather(study, runs.run_cell, todos)
-    series = {}
-    for number in (0, 1, -1):
-        step = lines[0]["points"][number]["step"]
-        series[f"step {step}"] = (
-            runs.column(lines, "beta"),
-            runs.win_rates(study, lines, rival, number),
-        )
+    lines = runs.gather(study, runs.run_cell, beta_cells(study, tau))
+    wins = runs.win_rates(study, lines, rival)
+    series = {"IPO-MD": (runs.column(lines, "beta"), wins)}
     title = f"IPO-MD against RL, tau = {tau:g}"
     runs.plot(study, "fig5", [(title, "beta", "p (panel)", series)])
 
 
 def frontier(study):
-    """Not in the paper: win rate against SFT over KL to it, every checkpoint of the online sweeps.
+    """Not in the paper: win rate against SFT over KL to it, the ends of the online sweeps' runs.
 
     A method that buys more win rate for its KL lies above the others, under both judges.
     """
     points = {}
     for loss, lines in runs.sweep(study, list(runs.NAMES)).items():
-        points[loss] = []
-        for line in lines:
-            points[loss] += line["points"]
+        points[loss] = [line["points"][-1] for line in lines]
     panels = []
     for judge, title in (("win_rate", "panel"), ("learned", "learned model")):
         series = {}

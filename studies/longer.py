@@ -11,6 +11,7 @@ Run: python -m studies.longer                   (45 min on 2 cores; results/long
 
 import os
 import sys
+import time
 
 import job  # before torch: it sets how torch's threads wait
 
@@ -56,15 +57,22 @@ def cell(study, loss, steps, pairs):
     )
 
 
+def cells(study):
+    """What is to do."""
+    return [cell(study, *which) for which in CELLS]
+
+
 def run_to_residuals(todo):
     """Runs a cell. Returns its line: the residual of eq 12 and the numbers against SFT of every
     checkpoint."""
     there = todo["where"]
+    begun = time.process_time()
     out, _ = runs.run_by_train(todo, runs.folder_of(todo["name"]))
+    seconds = time.process_time() - begun
     learned = preference_model.load(there["shared"]["learned"])
     start, task = runs.load_policy(there, "SFT"), data.BuiltIn()
     line = {name: value for name, value in todo.items() if name != "where"}
-    line["points"] = []
+    line |= dict(seconds=seconds, points=[])
     for path in job.run.checkpoints(out):
         name = os.path.relpath(path, there["folder"])
         policy = runs.load_policy(there, name)
@@ -85,7 +93,7 @@ def residual(point, name):
 
 def longer(study):
     """The table of all ends, and the picture over the steps."""
-    lines = runs.gather(study, run_to_residuals, [cell(study, *which) for which in CELLS])
+    lines = runs.gather(study, run_to_residuals, cells(study))
     names = ("slope", "slope_back", "r2", "exploitability")
     print(
         "| method | steps | prompts a step | win rate | KL | p on tau d | tau d on p | R2 ", end=""

@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import job  # before torch: it sets how torch's threads wait
@@ -35,21 +37,21 @@ import policy as policies
 import preference_model
 import train
 
-# prompts: validation prompts of a comparison; test: those of Table 2; long: steps of same_tau;
-# taus: how many of a method's GRID; extend: how often it may grow; stages: options of the stages
+# steps: by studies/lengths.py; prompts: validation prompts of a comparison; test: those of Table 2;
+# taus: how many of a method's GRID; stages: options of the stages
 SCALES = {
     "smoke": dict(
         steps=8,
-        long=16,
         seeds=2,
         prompts=30,
         test=30,
         taus=2,
-        extend=0,
         stages=["--supervised-steps", "60", "--preference-steps", "60"],
     ),
-    "full": dict(steps=200, long=400, seeds=3, prompts=300, test=600, taus=5, extend=4, stages=[]),
+    "full": dict(steps=200, seeds=4, prompts=300, test=600, taus=6, stages=[]),
 }
+# Student's t, 97.5 %, by the degrees of freedom, rounded down where they are no whole number.
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 # The paper's rows, in its order.
 NAMES = {
     "ipo": "IPO",
@@ -59,14 +61,15 @@ NAMES = {
     "slic": "SLiC",
     "rl": "RL",
 }
-# The taus of a sweep, the likely best first: --scale smoke takes the first two.
+# The taus of a sweep, the likely best first: --scale smoke takes two of them. All methods have one
+# budget of runs: the two that have a beta, too, spend the sixth on another one (table2.tune).
 GRID = {
-    "ipo": (0.05, 0.1, 0.02, 0.2, 0.5),
-    "ipo_md": (0.05, 0.1, 0.02, 0.2, 0.5),
-    "dpo": (0.1, 0.2, 0.05, 0.5, 1.0),
-    "nash_md": (0.05, 0.1, 0.02, 0.2, 0.5),
-    "slic": (0.1, 0.2, 0.05, 0.5, 0.02),
-    "rl": (0.05, 0.1, 0.02, 0.2, 0.5),
+    "ipo": (0.05, 0.02, 0.1, 0.01, 0.2, 0.5),
+    "ipo_md": (0.05, 0.02, 0.1, 0.01, 0.2),
+    "dpo": (0.2, 0.1, 0.05, 0.5, 0.02, 1.0),
+    "nash_md": (0.05, 0.02, 0.1, 0.01, 0.2),
+    "slic": (0.1, 0.2, 0.05, 0.5, 0.02, 1.0),
+    "rl": (0.2, 0.1, 0.05, 0.5, 0.02, 1.0),
 }
 
 
@@ -92,9 +95,8 @@ def cell(study, loss, tau, beta=None, seed=0, offline=False, steps=None):
         steps = study.steps
     mode = "-offline" if offline else ""
     argv = ["--loss", loss, "--tau", str(tau), "--seed", str(seed), "--steps", str(steps)]
-    # Every checkpoint is kept: which of them is best is a study's question, not the run's.
-    argv += ["--save-every", str(max(1, study.steps // 4)), "--keep", "99", "--eval-prompts", "20"]
-    argv += study.stages
+    # Only the end counts: the rate falls to 0 there, and a checkpoint on the way is no short run.
+    argv += ["--save-every", str(steps), "--keep", "1", "--eval-prompts", "20", *study.stages]
     if offline:
         argv += ["--offline"]
     if samples_mixture(loss):
@@ -106,6 +108,7 @@ def cell(study, loss, tau, beta=None, seed=0, offline=False, steps=None):
         beta=beta,
         seed=seed,
         offline=offline,
+        steps=steps,
         argv=argv,
         where=where(study, study.prompts),
     )
@@ -145,10 +148,13 @@ def folder_of(name):
 
 
 def run_cell(todo):
-    """Runs a cell. Returns its line: the validation curve, and each checkpoint against SFT."""
+    """Runs a cell. Returns its line: the validation curve, its checkpoints against SFT, the last
+    one is the run's end, and seconds as run_to_end has them."""
     there = todo["where"]
+    begun = time.process_time()
     out, _ = run_by_train(todo, todo["name"])
     line = {name: value for name, value in todo.items() if name != "where"}
+    line["seconds"] = time.process_time() - begun
     line["points"] = []
     for path in job.run.checkpoints(out):
         pair = dict(a=os.path.relpath(path, there["folder"]), b="SFT", split="validation")
@@ -167,7 +173,7 @@ def run_cell(todo):
     return line
 
 
-def short_cell(study, name, argv, **said):
+def short_cell(study, name, argv, steps=None, **said):
     """A run of which only the end is wanted, for run_to_end: no checkpoint but the last, judged on
     500 validation prompts.
 
@@ -175,24 +181,30 @@ def short_cell(study, name, argv, **said):
         its line's.
     argv:
         train.py's options beyond the study's own.
+    steps:
+        alignment steps, None for the scale's.
     said:
         what its line says of it.
     """
-    own = ["--steps", str(study.steps), "--save-every", str(study.steps), "--keep", "1"]
+    if steps is None:
+        steps = study.steps
+    own = ["--steps", str(steps), "--save-every", str(steps), "--keep", "1"]
     own += ["--eval-prompts", "20", *study.stages]
     prompts = 500 if study.scale == "full" else study.prompts
-    return dict(name=name, **said, argv=[*argv, *own], where=where(study, prompts))
+    return dict(name=name, steps=steps, **said, argv=[*argv, *own], where=where(study, prompts))
 
 
 def run_to_end(todo):
     """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and the
-    seconds that the alignment and its last evaluation took in one thread."""
+    run's seconds of a processor, whatever else that had to do (of a resumed run its last start)."""
     there = todo["where"]
     folder = folder_of(todo["name"])
-    _, summary = run_by_train(todo, folder)
+    begun = time.process_time()
+    run_by_train(todo, folder)
+    seconds = time.process_time() - begun
     pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
     line = {name: value for name, value in todo.items() if name != "where"}
-    return line | dict(seconds=summary["seconds"]) | compare(pair)
+    return line | dict(seconds=seconds) | compare(pair)
 
 
 @torch.no_grad()
@@ -252,6 +264,28 @@ def work_off(study, work, todos):
             job.run.append_line(file, line)
 
 
+def pool(jobs):
+    """Processes of one thread each, which use two cores better than one of two threads does. The
+    first piece of work starts them."""
+    spawn = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(jobs, spawn, begin_process)
+
+
+def begin_process():
+    """The beginning of each of the pool's processes: one thread, and an end with the study's own.
+
+    A study that is killed cannot say good-bye: its processes would finish their runs, and hold
+    their folders' locks meanwhile, against the same command started anew.
+    """
+    torch.set_num_threads(1)
+    threading.Thread(target=end_with_the_study, daemon=True).start()
+
+
+def end_with_the_study():
+    multiprocessing.parent_process().join()
+    os._exit(1)  # at once: a run that is cut off so goes on from its last checkpoint
+
+
 def read_lines(study):
     """The file's lines by name. A kill may have cut the last one: what is left of it goes."""
     os.makedirs(study.results, exist_ok=True)
@@ -272,35 +306,93 @@ def read_lines(study):
 # ---- what the studies read from lines ----
 
 
-def checkpoint(run, number=-1):
-    """A run's last checkpoint, or the one of a number from 0, as compare names it."""
-    return f"{run['name']}/checkpoint-{run['points'][number]['step']:06d}"
+def checkpoint(run):
+    """A run's last checkpoint, as compare names it."""
+    return f"{run['name']}/checkpoint-{run['points'][-1]['step']:06d}"
 
 
-def against(study, pairs, split="validation"):
-    """The lines of comparisons: pairs is a list of (checkpoint, checkpoint or "SFT")."""
+def against(study, pairs, split="validation", lines=()):
+    """The lines of comparisons.
+
+    pairs:
+        a list of (checkpoint, checkpoint or "SFT").
+    split:
+        "validation" or "test".
+    lines:
+        of the runs whose checkpoints they are.
+    """
     prompts = study.test if split == "test" else study.prompts
     todos = []
     for a, b in pairs:
         name = f"{split}: {a} : {b}"
         todos.append(dict(name=name, a=a, b=b, split=split, where=where(study, prompts)))
+    run_again(study, todos, lines)
     return gather(study, compare, todos)
 
 
-def win_rates(study, runs, rival, number=-1):
-    """Win rates over rival of the runs' last checkpoints, or of those of a number, [runs]."""
-    pairs = [(checkpoint(run, number), rival) for run in runs]
-    return column(against(study, pairs), "win_rate")
+def run_again(study, todos, lines):
+    """Makes the policies that lines tell of and this machine does not have, if they are wanted.
+
+    todos:
+        comparisons, with a name each. If all have their lines nothing is wanted.
+    lines:
+        of runs.
+
+    So results/ is enough to go on from on another machine. Weights are the same up to rounding.
+    """
+    if study.from_results or all(todo["name"] in study.lines for todo in todos):
+        return
+    missing = []
+    for line in lines:
+        if not os.path.isdir(os.path.join(study.folder, checkpoint(line))):
+            missing.append(dict(line, where=where(study, study.prompts)))
+    for future in [study.pool.submit(run_by_train, todo, todo["name"]) for todo in missing]:
+        future.result()
 
 
-def sweep(study, losses, offline=False):
-    """The runs of a tau sweep, {loss: [line by rising tau]}."""
+def win_rates(study, runs, rival):
+    """Win rates of the runs' last checkpoints, [runs], over rival: the line of a run, or "SFT"."""
+    lines, name = list(runs), rival
+    if rival != "SFT":
+        lines.append(rival)
+        name = checkpoint(rival)
+    pairs = [(checkpoint(run), name) for run in runs]
+    return column(against(study, pairs, lines=lines), "win_rate")
+
+
+def crossed_interval(values):
+    """Mean of comparisons of every seed of one method with every seed of another, and the half
+    width of its 95 % interval over seeds.
+
+    values:
+        [seeds, seeds], a row for each seed of the first.
+
+    The comparisons share seeds, so their deviation is no standard error. That of the mean is
+    se^2 = (var(row means) + var(column means))/seeds, a little too large, with the degrees of
+    freedom of Satterthwaite: of two methods one may have all the spread.
+    """
+    seeds = len(values)
+    variances = np.array([values.mean(1).var(ddof=1), values.mean(0).var(ddof=1)])
+    se = np.sqrt(variances.sum() / seeds)
+    if se == 0:
+        return values.mean(), 0.0
+    freedom = (seeds - 1) * variances.sum() ** 2 / (variances**2).sum()
+    return values.mean(), STUDENT[int(freedom)] * se
+
+
+def sweep_cells(study, losses, offline=False):
+    """What a tau sweep runs, by method and rising tau."""
     todos = []
     for loss in losses:
         for tau in sorted(GRID[loss][: study.taus]):
             todos.append(cell(study, loss, tau, offline=offline))
+    return todos
+
+
+def sweep(study, losses, offline=False):
+    """The runs of a tau sweep, {loss: [line by rising tau]}."""
     found = {loss: [] for loss in losses}
-    for line in gather(study, run_cell, todos):
+    for line in gather(study, run_cell, sweep_cells(study, losses, offline)):
         found[line["loss"]].append(line)
     return found
 
@@ -378,10 +470,7 @@ def main(module, doc, parts, argv=None):
     study.path = os.path.join(study.results, f"{study.scale}.jsonl")
     study.folder = os.path.join(study.runs, f"{study.scale}-{study.version}")
     policies.quiet()
-    # Two processes of one thread use two cores better than two threads. The first job starts them.
-    study.pool = concurrent.futures.ProcessPoolExecutor(
-        study.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    )
+    study.pool = pool(study.jobs)
     try:
         study.lines = read_lines(study)
         if not study.from_results:

@@ -1,68 +1,262 @@
-"""Do two methods with one equilibrium meet? Online IPO and Nash-MD-PG, IPO-MD and Nash-MD-PG.
+"""Same tau, same equilibrium? Do two methods with one fixed point end where noise cannot part them?
 
-All at one tau, for twice the steps of Table 2: at beta = 0 the first two have the Nash equilibrium
-in common, at beta = 0.125 the second two the point of eq 13. Two seeds of each, so that the
-distance of two methods can be held beside that of two seeds of one.
-Run: python -m studies.same_tau --scale smoke
-     python -m studies.same_tau --from-results    (draws from the lines of results/ alone)
+Online IPO and Nash-MD-PG at beta = 0 share the Nash equilibrium, IPO-MD and Nash-MD-PG at beta =
+0.125 the point of eq 13. Several seeds of each, at two taus, on two rungs: enumerated.py's GPT-2,
+where sampled training arrives (studies.rungs), and the built-in task, where it does not.
+The distance of two policies is KL + KL back, nats: exact on the first rung, from fresh samples on
+the second. The statistic is the mean distance between the methods less the mean within them. It is
+0 in expectation for equal laws of ends, whatever their spread; its error is jackknifed over seeds.
+  equal      its upper 95 % limit is below half the mean within, both slopes of eq 12's regression
+             are within 0.1 of 1, and the win rate of one over the other has 1/2 in its interval
+  different  its lower limit is above 0
+  undecided  else
+Run: python -m studies.same_tau                   (50 min on 2 cores)
+     python -m studies.same_tau enumerated        (the first rung alone: 10 min)
+     python -m studies.same_tau --from-results    (the tables from the lines of results/ alone)
 """
 
 import sys
+import time
 
-from studies import runs
+import job  # noqa: F401  before torch: it sets how torch's threads wait
 
-TAU = 0.1
-METHODS = (("ipo", 0.0), ("nash_md", 0.0), ("ipo_md", 0.125), ("nash_md", 0.125))  # loss and beta
-# Two pairs of methods with one equilibrium, and two of seeds of one method.
-PAIRS = (
-    ("IPO 0 seed 0", "Nash-MD-PG 0 seed 0"),
-    ("IPO-MD 0.125 seed 0", "Nash-MD-PG 0.125 seed 0"),
-    ("IPO 0 seed 0", "IPO 0 seed 1"),
-    ("Nash-MD-PG 0 seed 0", "Nash-MD-PG 0 seed 1"),
-)
+# isort: split
+import numpy as np
+import torch
+
+import bandit
+import data
+import enumerated
+import equilibrium
+import preference_model
+from enumerated import per_token_mixture
+from job.options import find_method
+from studies import rungs, runs, tournament
+
+TAUS = (0.1, 0.3)
+# Two methods with one fixed point, and their beta.
+PAIRS = (("ipo", "nash_md", 0.0), ("ipo_md", "nash_md", 0.125))
+SAMPLES = dict(pairs=64, steps=600, crossed=True)  # of the first rung
+NEAR = 0.1  # a slope within this of 1 counts as arrived
+PROMPTS = 40  # of a residual on the built-in task
 
 
-def all_runs(study):
-    """The lines of all methods and seeds, {label: line}."""
-    cells = {}
-    for loss, beta in METHODS:
-        for seed in (0, 1):
-            label = f"{runs.NAMES[loss]} {beta:g} seed {seed}"
-            cells[label] = runs.cell(study, loss, TAU, beta, seed, steps=study.long)
-    lines = runs.gather(study, runs.run_cell, list(cells.values()))
-    return dict(zip(cells, lines, strict=True))
+# ---- the statistic ----
 
 
-def distance(study, line, other):
-    """(KL(a, b) + KL(b, a))/2 of two runs' policies, nats, at every checkpoint, [checkpoints]."""
-    numbers = range(len(line["points"]))
-    there = [(runs.checkpoint(line, k), runs.checkpoint(other, k)) for k in numbers]
-    back = [(runs.checkpoint(other, k), runs.checkpoint(line, k)) for k in numbers]
-    kl = runs.column(runs.against(study, there), "kl")
-    kl_back = runs.column(runs.against(study, back), "kl")
-    return (kl + kl_back) / 2
+def between_less_within(distances, first, second):
+    """Mean distance between two methods less the mean within them, nats, and both means.
+
+    distances:
+        [N, N], symmetric.
+    first, second:
+        rows of the policies of each method: lists of two or more.
+    """
+    between = distances[np.ix_(first, second)].mean()
+    within = []
+    for rows in (first, second):
+        for number, row in enumerate(rows):
+            within += [distances[row, other] for other in rows[:number]]
+    return between - np.mean(within), between, np.mean(within)
+
+
+def jackknife(distances, first, second):
+    """Half the width of the 95 % interval of between_less_within, over seeds. Arguments: the same.
+
+    Delete-one, each method's seeds in turn; methods of three seeds or more.
+    """
+    variances = []
+    for rows, other in ((first, second), (second, first)):
+        without = []
+        for row in rows:
+            rest = [kept for kept in rows if kept != row]
+            without.append(between_less_within(distances, rest, other)[0])
+        variances.append(np.var(without) * (len(rows) - 1))
+    variance = sum(variances)
+    if variance == 0:
+        return 0.0
+    freedom = (len(first) - 1) * variance**2 / sum(part**2 for part in variances)
+    return runs.STUDENT[int(freedom)] * np.sqrt(variance)
+
+
+def verdict(statistic, half, within, slopes, win_rate, win_half):
+    """ "equal", "different" or "undecided", by the rule of this file's head.
+
+    statistic, half, within:
+        nats: between_less_within, its interval's half width, the mean within.
+    slopes:
+        those of all the policies, both ways.
+    win_rate, win_half:
+        of the first method over the second, and its interval's half width.
+    """
+    arrived = all(abs(slope - 1) < NEAR for slope in slopes)
+    if statistic + half < within / 2 and arrived and abs(win_rate - 0.5) <= win_half:
+        return "equal"
+    if statistic - half > 0:
+        return "different"
+    return "undecided"
+
+
+# ---- the first rung: everything by enumeration ----
+
+
+def train_enumerated(todo):
+    """Trains a cell on enumerated.py's GPT-2. Returns its line: log pi [2, 85] and distances."""
+    w, beta, tau = enumerated.world(0), todo["beta"], todo["tau"]
+    target = enumerated.solve(w, tau, beta, per_token_mixture)
+    begun = time.process_time()
+    how = {name: todo[name] for name in ("pairs", "steps", "crossed", "seed")}
+    *_, log_pi = enumerated.train(w, find_method(todo["loss"]), tau, beta, **how)
+    seconds = time.process_time() - begun
+    ends = rungs.distances(w, log_pi, beta, target, tau)
+    line = {name: value for name, value in todo.items() if name != "where"}
+    return line | dict(seconds=seconds, log_pi=log_pi.tolist(), **ends)
+
+
+def enumerated_cells(study):
+    """What is to do on the first rung: every cell with the first seed before any with a second."""
+    how = SAMPLES if study.scale == "full" else dict(pairs=8, steps=20, crossed=True)
+    found = []
+    for seed, tau, loss, beta in all_cells(study):
+        name = f"same tau, enumerated: {loss} tau {tau:g} beta {beta:g} seed {seed}"
+        found.append(dict(name=name, loss=loss, beta=beta, tau=tau, seed=seed, **how))
+    return found
+
+
+def all_cells(study):
+    """Yields (seed, tau, loss, beta) of every cell of a rung."""
+    for seed in range(study.seeds):
+        for tau in TAUS:
+            for first, second, beta in PAIRS:
+                for loss in (first, second):
+                    yield seed, tau, loss, beta
+
+
+def compare_enumerated(lines):
+    """(distances [N, N] nats, win rates [N, N]) of the policies of lines, prompts averaged."""
+    w = enumerated.world(0)
+    laws = [torch.tensor(line["log_pi"], dtype=torch.float64) for line in lines]
+    size = len(laws)
+    kl, wins = np.zeros((size, size)), np.zeros((size, size))
+    for row, one in enumerate(laws):
+        for column, other in enumerate(laws):
+            kl[row, column] = (one.exp() * (one - other)).sum(1).mean()
+            against = bandit.win_rate(w.preferences, other)
+            wins[row, column] = (one.exp() * against).sum(1).mean()
+    return kl + kl.T, wins
+
+
+def on_enumerated(study):
+    """The first rung's table."""
+    lines = runs.gather(study, train_enumerated, enumerated_cells(study))
+    print_head("enumerated GPT-2", "slope, back (least to most)")
+    for tau in TAUS:
+        for first, second, beta in PAIRS:
+            own = group_of(lines, tau, first, second, beta)
+            slopes = [line[name] for line in own for name in ("slope", "slope_back")]
+            print_row(tau, first, second, beta, slopes, *compare_enumerated(own))
+
+
+def group_of(lines, tau, first, second, beta):
+    """The lines of two methods at one tau and beta, the first one's before the second one's."""
+    found = []
+    for loss in (first, second):
+        for line in lines:
+            if (line["loss"], line["tau"], line["beta"]) == (loss, tau, beta):
+                found.append(line)
+    return found
+
+
+# ---- the second rung: the built-in task ----
+
+
+def residual(todo):
+    """The line of a policy's residual of eq 12 or 13, learned model, validation prompts."""
+    there = todo["where"]
+    learned = preference_model.load(there["shared"]["learned"])
+    policy, start = runs.load_policy(there, todo["policy"]), runs.load_policy(there, "SFT")
+    rows = equilibrium.measure(
+        policy,
+        start,
+        learned,
+        data.BuiltIn(),
+        todo["tau"],
+        todo["beta"],
+        split="validation",
+        count=there["prompts"],
+    )
+    line = {name: value for name, value in todo.items() if name != "where"}
+    return line | equilibrium.summarise(rows)
+
+
+def task_cells(study):
+    """What is to do on the built-in task. Some of it may be Table 2's, too, and is done once."""
+    found = []
+    for seed, tau, loss, beta in all_cells(study):
+        found.append(runs.cell(study, loss, tau, beta, seed))
+    return found
+
+
+def on_task(study):
+    """The second rung's table."""
+    lines = runs.gather(study, runs.run_cell, task_cells(study))
+    print_head("built-in task", "slope, back (least to most)")
+    for tau in TAUS:
+        for first, second, beta in PAIRS:
+            own = group_of(lines, tau, first, second, beta)
+            players = [runs.checkpoint(line) for line in own]
+            todos = []
+            where = runs.where(study, min(PROMPTS, study.prompts))
+            for player in players:
+                name = f"residual beta {beta:g}: {player}"
+                todos.append(dict(name=name, policy=player, tau=tau, beta=beta, where=where))
+            runs.run_again(study, todos, own)
+            found = runs.gather(study, residual, todos)
+            slopes = [line[name] for line in found for name in ("slope", "slope_back")]
+            key = f"at tau {tau:g} beta {beta:g}"
+            line = tournament.tournament(study, key, players, own, "validation", kl=True)
+            kl = np.array(line["kl"])
+            print_row(tau, first, second, beta, slopes, kl + kl.T, np.array(line["win_rate"]))
+
+
+# ---- the table ----
+
+
+def print_head(title, slopes):
+    """The table's head."""
+    print(f"\n| {title}: methods | tau | beta | between | within ", end="")
+    print(f"| between less within (95 %) | {slopes} | win rate of the first (95 %) | verdict |")
+    print("|---" * 9 + "|")
+
+
+def print_row(tau, first, second, beta, slopes, distances, wins):
+    """A pair of methods at one tau.
+
+    slopes:
+        of all policies, each followed by its slope back.
+    distances, wins:
+        [N, N], nats and win rates, the first method's policies before the second one's.
+    """
+    seeds = len(distances) // 2
+    rows, others = list(range(seeds)), list(range(seeds, 2 * seeds))
+    statistic, between, within = between_less_within(distances, rows, others)
+    half = jackknife(distances, rows, others)
+    win_rate, win_half = runs.crossed_interval(wins[np.ix_(rows, others)])
+    found = verdict(statistic, half, within, slopes, win_rate, win_half)
+    print(f"| {runs.NAMES[first]}, {runs.NAMES[second]} | {tau:g} | {beta:g} ", end="")
+    print(f"| {between:.4f} | {within:.4f} | {statistic:+.4f} +- {half:.4f} ", end="")
+    forth, back = slopes[::2], slopes[1::2]
+    print(f"| {min(forth):.2f} to {max(forth):.2f}, {min(back):.2f} to {max(back):.2f} ", end="")
+    print(f"| {win_rate:.3f} +- {win_half:.3f} | {found} |")
 
 
 def same_tau(study):
-    """Win rate and KL over the steps, and how far the policies are from one another."""
-    lines = all_runs(study)
-    first = next(iter(lines.values()))
-    steps = runs.column(first["points"], "step")  # the same for every run
-    wins, kls, far = {}, {}, {}
-    for label, line in lines.items():
-        wins[label] = steps, runs.column(line["points"], "win_rate")
-        kls[label] = steps, runs.column(line["points"], "kl")
-    for one, two in PAIRS:
-        far[f"{one} / {two}"] = steps, distance(study, lines[one], lines[two])
-    panels = [
-        ("win rate against SFT", "step", "p (panel)", wins),
-        ("KL to SFT", "step", "nats", kls),
-        ("distance of two policies, (KL + KL back)/2", "step", "nats", far),
-    ]
-    runs.plot(study, "same_tau", panels)
+    """Both rungs."""
+    on_enumerated(study)
+    on_task(study)
 
 
-PARTS = dict(same_tau=same_tau)
+PARTS = dict(enumerated=on_enumerated, task=on_task)
 
 
 def main(argv=None):

@@ -163,6 +163,11 @@ def pro_point(game, weight):
     return solve(field, best_of(game, 2))
 
 
+def nash(game):
+    """Every pair of a group is one of online IPO's: eq 12."""
+    return bandit.fixed_point(game.preferences, game.log_ref, game.tau)
+
+
 def sppo_point(game, responses):
     """The targets' mean is (K-1)/K (p(y > pi) - 1/2)/tau: Nash at tau K/(K-1)."""
     tau = game.tau * responses / (responses - 1)
@@ -314,6 +319,7 @@ def plan(seed=0, tau=0.5):
         row("rloo K 3", "RLHF", rest, recorded, three),
         row("rso from the start", "RLHF", rest, recorded, [ref] * 2),
         row("rso n 3, recorded", "RLHF", rest, recorded, [mu] * 3),
+        row("ipo_group K 3", "Nash", nash(cyclic), cyclic, three),
         row("sppo K 2, cycle", "Nash at 2 tau", sppo_point(cyclic, 2), cyclic, three[:2]),
         row("sppo K 3, cycle", "Nash at 3 tau/2", sppo_point(cyclic, 3), cyclic, three),
         row("typo recorded", "solved", typo, recorded, [mu, mu, ref]),

@@ -21,16 +21,21 @@ def cell(study, loss, offline):
     return runs.short_cell(study, name, argv, loss=loss, tau=tau, offline=offline)
 
 
+def cells(study):
+    """What is to do."""
+    found = []
+    for loss in job.options.method_names():
+        found.append(cell(study, loss, offline=False))
+        if job.options.find_method(loss).OFFLINE:
+            found.append(cell(study, loss, offline=True))
+    return found
+
+
 def survey(study):
     """All methods, online and, where that is a method's, offline."""
-    cells = []
-    for loss in job.options.method_names():
-        cells.append(cell(study, loss, offline=False))
-        if job.options.find_method(loss).OFFLINE:
-            cells.append(cell(study, loss, offline=True))
     print("| method | tau | pairs | win rate (se) | KL | length | distinct | seconds |")
     print("|---|---|---|---|---|---|---|---|")
-    for line in runs.gather(study, runs.run_to_end, cells):
+    for line in runs.gather(study, runs.run_to_end, cells(study)):
         pairs = "recorded" if line["offline"] else "own"
         rate = f"{line['win_rate']:.3f} ({line['win_rate_se']:.3f})"
         print(

@@ -1,9 +1,9 @@
 """The paper's Table 2 in form: six methods against one another, on the built-in task.
 
-RL is tuned against the supervised policy (SFT); tau, beta and checkpoint of every other method are
-chosen against that RL policy on validation prompts, with one budget. Then several seeds of each,
-every seed against every seed on test prompts, under the panel and under the learned preference
-model that they trained on.
+RL's tau is tuned against the supervised policy (SFT); tau and beta of every other method are chosen
+against that RL policy on validation prompts, each from six runs. Then several seeds of each, every
+seed against every seed on test prompts, under the panel and under the learned preference model that
+they trained on. The rate falls to 0 over each run, and only ends are compared.
 Run: python -m studies.table2 --scale smoke
      python -m studies.table2 --from-results    (draws from the lines of results/ alone)
 """
@@ -14,114 +14,111 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies import runs
-
-# Student's t of 2 (seeds - 1) degrees of freedom, 97.5 %, by the number of seeds.
-STUDENT = {2: 4.303, 3: 2.776}
+from studies import runs, tournament
 
 
 class Choice(NamedTuple):
-    """A method's best checkpoint on validation prompts."""
+    """A method's best run on validation prompts."""
 
     win_rate: float  # over the rival it was chosen against
-    number: int  # of the checkpoint, from 0
-    run: dict  # the line of its run
-    tried: int = 0  # runs that it was chosen from
+    run: dict  # its line
+    tried: int  # runs that it was chosen from
+    at_edge: bool  # whether its tau is the smallest or largest that was tried
 
 
 def tune(study, losses, rival):
-    """Each method's best checkpoint against a rival on validation prompts, {loss: Choice}.
+    """Each method's best run against a rival on validation prompts, {loss: Choice}.
 
-    Over GRID, extended while the best tau is at its edge, then with beta = 0.25 at the best tau of
-    the methods that sample a mixture.
+    Over GRID, then with beta = 0.25 at the best tau of the methods that sample a mixture.
     """
     cells = {}
     for loss in losses:
         taus = runs.GRID[loss][: study.taus]
         cells[loss] = [runs.cell(study, loss, tau) for tau in taus]
-    for _ in range(study.extend):
-        for loss, choice in best_checkpoints(study, cells, rival).items():
-            taus = runs.column(cells[loss], "tau")
-            tau = choice.run["tau"]
-            if tau == taus.min():
-                cells[loss].append(runs.cell(study, loss, tau / 2))
-            elif tau == taus.max():
-                cells[loss].append(runs.cell(study, loss, tau * 2))
-    for loss, choice in best_checkpoints(study, cells, rival).items():
+    for loss, choice in best_runs(study, cells, rival).items():
         if runs.samples_mixture(loss):
             cells[loss].append(runs.cell(study, loss, choice.run["tau"], beta=0.25))
-    return best_checkpoints(study, cells, rival)
+    return best_runs(study, cells, rival)
 
 
-def best_checkpoints(study, cells, rival):
-    """The checkpoint of the highest win rate over rival, {loss: Choice}. Of equals the first."""
+def best_runs(study, cells, rival):
+    """The run of the highest win rate over rival, {loss: Choice}. Of equals the first."""
     todos = list(itertools.chain.from_iterable(cells.values()))
-    found = []
-    for run in runs.gather(study, runs.run_cell, todos):
-        for number in range(len(run["points"])):
-            found.append((run, number))
-    pairs = [(runs.checkpoint(run, number), rival) for run, number in found]
+    found = runs.gather(study, runs.run_cell, todos)
+    wins = runs.win_rates(study, found, rival)
     best = {}
-    for (run, number), line in zip(found, runs.against(study, pairs), strict=True):
+    for run, win_rate in zip(found, wins, strict=True):
         loss = run["loss"]
-        if loss not in best or line["win_rate"] > best[loss].win_rate:
-            best[loss] = Choice(line["win_rate"], number, run, len(cells[loss]))
+        if loss not in best or win_rate > best[loss].win_rate:
+            taus = runs.column(cells[loss], "tau")
+            at_edge = run["tau"] in (taus.min(), taus.max())
+            best[loss] = Choice(float(win_rate), run, len(cells[loss]), at_edge)
     return best
 
 
 def choose(study):
-    """Table 2's selection, {loss: Choice}, and the RL checkpoint it was made against."""
+    """Table 2's selection, {loss: Choice}, and the line of the RL run it was made against."""
     rl = tune(study, ["rl"], "SFT")
-    rival = runs.checkpoint(rl["rl"].run, rl["rl"].number)
+    rival = rl["rl"].run
     others = [loss for loss in runs.NAMES if loss != "rl"]
     return tune(study, others, rival) | rl, rival
 
 
+def seed_cells(study, chosen):
+    """The chosen runs of every seed, all methods of a seed before any of the next."""
+    todos = []
+    for seed in range(study.seeds):
+        for loss in runs.NAMES:
+            run = chosen[loss].run
+            todos.append(runs.cell(study, loss, run["tau"], run["beta"], seed))
+    return todos
+
+
 def seeds_of(study, chosen):
-    """The chosen checkpoint of every seed, {loss: [checkpoint by seed]}."""
-    found = {}
-    for loss, choice in chosen.items():
-        tau = choice.run["tau"]
-        beta = choice.run["beta"]
-        todos = [runs.cell(study, loss, tau, beta, seed) for seed in range(study.seeds)]
-        lines = runs.gather(study, runs.run_cell, todos)
-        found[loss] = [runs.checkpoint(line, choice.number) for line in lines]
+    """The chosen run of every seed, {loss: [line by seed]}."""
+    found = {loss: [] for loss in runs.NAMES}
+    for line in runs.gather(study, runs.run_cell, seed_cells(study, chosen)):
+        found[line["loss"]].append(line)
     return found
 
 
 def play(study, seeds):
-    """Every seed against every seed on test prompts, {(loss, other loss or "SFT"): lines}.
+    """Every seed against every seed and SFT on test prompts.
 
     seeds:
-        {loss: [checkpoint by seed]}, as seeds_of returns it.
+        {loss: [line by seed]}, as seeds_of returns it.
 
-    Lines of two methods come by the first one's seed, then by the second one's.
+    Returns {judge: {(loss, other loss or "SFT"): [seeds, seeds or 1] win rates}}, the judges
+    "win_rate", the panel, and "learned".
     """
+    lines = list(itertools.chain(*(seeds[loss] for loss in runs.NAMES)))
+    players = [*map(runs.checkpoint, lines), "SFT"]
+    line = tournament.tournament(study, "of table 2", players, lines)
+    places = {}
+    for number, loss in enumerate(runs.NAMES):
+        places[loss] = range(number * study.seeds, (number + 1) * study.seeds)
+    places["SFT"] = [len(players) - 1]
     matches = {}
-    for first, second in itertools.combinations(runs.NAMES, 2):
-        pairs = list(itertools.product(seeds[first], seeds[second]))
-        matches[first, second] = runs.against(study, pairs, "test")
-    for loss in runs.NAMES:
-        pairs = [(checkpoint, "SFT") for checkpoint in seeds[loss]]
-        matches[loss, "SFT"] = runs.against(study, pairs, "test")
+    for judge in ("win_rate", "learned"):
+        matrix = np.array(line[judge])
+        matches[judge] = {}
+        for first, second in itertools.combinations(places, 2):
+            matches[judge][first, second] = matrix[np.ix_(places[first], places[second])]
     return matches
 
 
-def entries(matches, judge):
+def entries(matches):
     """Table 2's numbers: mean and standard deviation over the comparisons, row against column.
 
     matches:
-        {(loss, other loss or "SFT"): lines}, each pair in one order, as play returns it.
-    judge:
-        "win_rate" for the panel, "learned" for the learned model.
+        {(loss, other loss or "SFT"): win rates}, each pair in one order, one judge's of play.
 
     Returns two arrays [methods, methods + 1], SFT last; 1/2 and 0 on the diagonal.
     """
     order = [*runs.NAMES, "SFT"]
     mean = np.full((len(runs.NAMES), len(order)), 0.5)
     deviation = np.zeros_like(mean)
-    for (first, second), lines in matches.items():
-        values = runs.column(lines, judge)
+    for (first, second), values in matches.items():
         row, column = order.index(first), order.index(second)
         mean[row, column] = values.mean()
         deviation[row, column] = values.std(ddof=1)
@@ -132,23 +129,14 @@ def entries(matches, judge):
 
 
 def verdict(pair, values):
-    """A line: is the mean of a pair's comparisons away from 1/2, at 95 %?
+    """A line: is the mean of a pair's comparisons away from 1/2, at 95 % over seeds?
 
     pair:
         two methods.
     values:
         [seeds, seeds] win rates of the first over the second, a row for each seed of the first.
-
-    The comparisons share seeds, so their deviation is no standard error. That of the mean is
-    se^2 = (var(row means) + var(column means))/seeds, with 2 (seeds - 1) degrees of freedom.
     """
-    seeds = len(values)
-    mean = values.mean()
-    rows = values.mean(1)
-    columns = values.mean(0)
-    variance = rows.var(ddof=1) + columns.var(ddof=1)
-    se = np.sqrt(variance / seeds)
-    limit = STUDENT[seeds] * se
+    mean, limit = runs.crossed_interval(values)
     first = runs.NAMES[pair[0]]
     second = runs.NAMES[pair[1]]
     if abs(mean - 0.5) <= limit:
@@ -162,14 +150,12 @@ def verdict(pair, values):
 
 def print_choice(chosen):
     """A row for each method: what was chosen, and from how many runs."""
-    print("| method | tau | beta | steps | runs tried | validation: against RL (RL: SFT) |")
-    print("|---|---|---|---|---|---|")
+    print("| method | tau | beta | runs tried | validation: against RL (RL: SFT) |")
+    print("|---|---|---|---|---|")
     for loss, name in runs.NAMES.items():
-        rate, number, run, tried = chosen[loss]
-        tau = run["tau"]
-        beta = run["beta"]
-        steps = run["points"][number]["step"]
-        print(f"| {name} | {tau:g} | {beta:g} | {steps} | {tried} | {rate:.3f} |")
+        rate, run, tried, at_edge = chosen[loss]
+        tau = f"{run['tau']:g}{', the edge' if at_edge else ''}"
+        print(f"| {name} | {tau} | {run['beta']:g} | {tried} | {rate:.3f} |")
 
 
 def print_entries(title, mean, deviation):
@@ -190,12 +176,11 @@ def table2(study):
     chosen, _ = choose(study)
     matches = play(study, seeds_of(study, chosen))
     print_choice(chosen)
-    print_entries("panel", *entries(matches, "win_rate"))
-    print_entries("learned model", *entries(matches, "learned"))
+    print_entries("panel", *entries(matches["win_rate"]))
+    print_entries("learned model", *entries(matches["learned"]))
     print()
     for pair in itertools.combinations(runs.NAMES, 2):
-        values = runs.column(matches[pair], "win_rate")
-        print(verdict(pair, values.reshape(study.seeds, study.seeds)))
+        print(verdict(pair, matches["win_rate"][pair]))
 
 
 PARTS = dict(table2=table2)

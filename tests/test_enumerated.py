@@ -32,6 +32,7 @@ from enumerated import (
     train,
     world,
 )
+from studies import rungs
 
 TAU = 0.1
 
@@ -172,10 +173,14 @@ def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     assert max(near) < min(far) / 10
 
 
-@pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
-def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
-    """The mean of 100 gradients of 32 pairs a prompt from the real sampler, per-token mixture and
-    all, against the exact one.
+@pytest.mark.parametrize(
+    "method, beta, count, crossed",
+    [(ipo, 0.0, 32, False), (ipo_md, 0.5, 32, False), (nash_md, 0.5, 32, False)]
+    + [(ipo_md, 0.5, 6, True), (nash_md, 0.5, 6, True)],
+)
+def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta, count, crossed):
+    """The mean of 100 gradients of 32 pairs a prompt (or of 6 y, each with 6 y') from the real
+    sampler, per-token mixture and all, against the exact one.
 
     Compared along 20 fixed random directions of parameter space: all within 4 standard errors
     (false alarm 20 x 6e-5).
@@ -185,10 +190,65 @@ def test_sampled_gradients_average_to_the_exact_one(w, away, method, beta):
     directions = torch.randn(20, len(exact), generator=generator, dtype=torch.float64)
     many = []
     for _ in range(100):
-        drawn = sampled_loss(away, w, method, TAU, beta, 32, generator)
+        drawn = sampled_loss(away, w, method, TAU, beta, count, generator, crossed)
         many.append(directions @ slope(drawn, away))
     many = torch.stack(many)
     assert ((many.mean(0) - directions @ exact).abs() < 4 * many.std(0) / 100**0.5).all()
+
+
+def test_crossed_samples_meet_all_opponents_of_their_prompt(w, away):
+    """Three y and three y' a prompt, as the generator gives them: the mean of nash_md.loss over the
+    nine pairs of each prompt, pair by pair."""
+
+    def drawn(seed, crossed):
+        generator = torch.Generator().manual_seed(seed)
+        return sampled_loss(away, w, nash_md, TAU, 0.5, 3, generator, crossed).item()
+
+    prompt = policies.pad(PROMPTS * 3, "left", END)
+    generator = torch.Generator().manual_seed(5)
+    weights = (0.0, 0.5)  # y from the policy, y' from the mixture
+    ids, mask, _ = sampler.sample(away, w.reference, prompt, weights, generator, LIMIT)
+    rows = [RESPONSES.index(row) for row in policies.Tokens(ids, mask).lists()]
+    log_pi = log_policy(away, w)
+    losses = []
+    for x in (0, 1):
+        for y in rows[x:6:2]:
+            for other in rows[6 + x :: 2]:
+                sides = [log_pi[x, y], log_pi[x, other], w.log_ref[x, y], w.log_ref[x, other]]
+                losses.append(nash_md.loss(*sides, w.preferences[x, y, other], TAU))
+    assert len(losses) == 18
+    assert drawn(5, True) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("method", [ipo, nash_md])
+def test_the_noise_of_crossed_samples(w, method):
+    """At Nash: the variance of a gradient on the logits over 3,000 draws of 6 y and 6 y', crossed
+    and in pairs of their own, against rungs.pair_noise's formula, to a tenth."""
+    log_pi, log_ref = solve(w, TAU)[0], w.log_ref[0]
+    whole, of_y, of_other = rungs.pair_noise(method, log_pi, log_ref, w.preferences[0], TAU)
+    size, pi = len(log_pi), log_pi.exp()
+    logp = log_pi[:, None].repeat(1, size).requires_grad_(True)
+    other = log_pi[None].repeat(size, 1).requires_grad_(True)
+    value = method.loss(logp, other, log_ref[:, None], log_ref[None], w.preferences[0], TAU)
+    push, push_other = torch.autograd.grad(value.sum(), (logp, other), materialize_grads=True)
+    generator = torch.Generator().manual_seed(0)
+    y, y_other = torch.multinomial(pi, 2 * 3000 * 6, True, generator=generator).view(2, 3000, 6)
+
+    def variance(rows, columns):
+        """Of the mean over the pairs [3000, N] of push s(y) + push_other s(y')."""
+        gradient = torch.zeros(3000, size, dtype=torch.float64)
+        for index, slope in ((rows, push), (columns, push_other)):
+            own = slope[rows, columns]
+            gradient.scatter_add_(1, index, own)
+            gradient -= own.sum(1, keepdim=True) * pi
+        return (gradient / rows.shape[1]).var(0).sum().item()
+
+    paired = variance(y, y_other)
+    crossed = variance(y.repeat_interleave(6, 1), y_other.repeat(1, 6))
+    assert paired == pytest.approx(whole / 6, rel=0.1)
+    expected = (of_y + of_other) / 6 + (whole - of_y - of_other) / 36
+    assert crossed == pytest.approx(expected, rel=0.1)
+    assert crossed < paired / 4
 
 
 def test_sampled_training_approaches_the_equilibrium(w):

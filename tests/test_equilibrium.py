@@ -9,6 +9,7 @@ import concurrent.futures
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import policy as policies
 import studies.equilibrium
 from bandit import duality_gap, win_rate
 from enumerated import END, LIMIT, PROMPTS, RESPONSES, per_token_mixture
+from job import residual
 from preference_model import PreferenceModel
 from studies import rungs, solvers
 from test_studies import Here
@@ -309,6 +311,24 @@ def test_a_preference_model_reads_each_response_once(w, model):
     pairs = partial(learned)
     again = equilibrium.measure(*given, pairs, Enumerable(), TAU, 0.125, **options)
     assert (rows - again).abs().max() < 1e-5 and rows[:, 2].max() > 1e-5
+
+
+def test_a_runs_residual(w, model):
+    """At a run's end: 20 test prompts, 16 responses, twice 32 opponents, the run's tau and beta. A
+    file of the user's is not asked; what has not moved has no slope."""
+    torch.manual_seed(0)
+    body = policies.build("enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 2)
+    learned = PreferenceModel(body).eval()
+    options = SimpleNamespace(tau=0.2, beta=0.125)
+    found = residual.measure(options, model[0], w.reference, learned, Enumerable())
+    sizes = dict(count=20, responses=16, opponents=32)
+    given = model[0], w.reference, learned, Enumerable(), 0.2, 0.125
+    expected = equilibrium.summarise(equilibrium.measure(*given, **sizes))
+    del expected["prompts"]
+    assert found == expected and found["slope_se"] > 0
+    assert residual.measure(options, model[0], w.reference, partial(learned), Enumerable()) == {}
+    unmoved = residual.measure(options, w.reference, w.reference, learned, Enumerable())
+    assert unmoved["slope"] is None and math.isfinite(unmoved["exploitability"])
 
 
 def test_shares_of_processes_are_the_rows_of_one(w, model):

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import bandit
+import data
 import dpo
+import ipo
 import policy as policies
+import preference_model
 import rl
 import sampler
 import train
@@ -29,6 +32,7 @@ DOUBLE = torch.float64
 FILES = {
     "d2o": (0.1, 6, {"alpha": 0.1}, set()),
     "dro": (1.0, 2, {}, {"extra"}),
+    "ipo_group": (0.03, 8, {}, set()),
     "lipo": (0.05, 4, {}, set()),
     "list_mle": (0.05, 4, {}, set()),
     "pro": (0.05, 4, {}, {"length"}),
@@ -41,7 +45,7 @@ FILES = {
 NAMES = tuple(FILES)
 PROCEDURES = ("ppo",)  # they score groups in their own way, and have test files of their own
 # All responses count alike; in the others y, y' and those of the reference have parts of their own.
-SYMMETRIC = ("dro", "lipo", "list_mle", "pro", "rloo", "rrhf", "rso", "sppo")
+SYMMETRIC = ("dro", "ipo_group", "lipo", "list_mle", "pro", "rloo", "rrhf", "rso", "sppo")
 WITHOUT_REFERENCE = ("pro", "rrhf")
 
 
@@ -121,7 +125,9 @@ def test_what_a_file_says(name):
     assert by_rewards == (method.LABEL == "rewards")
     first_two = ("reference", "reference") if name == "rso" else ("policy", "policy")
     assert method.PAIR[:2] == first_two and len(method.PAIR) <= responses
-    assert method.pair_losses is groups.pair_losses and method.CONTRASTIVE == (name == "rso")
+    assert method.pair_losses is groups.pair_losses and method.CONTRASTIVE == (
+        name in ("rso", "ipo_group")
+    )
 
 
 @pytest.mark.parametrize("name", [*NAMES, "kto", "beta_dpo"])
@@ -145,6 +151,8 @@ BY_HAND = {
     "rloo": ((-3, -2, -4), (-4, -2.5, -4), (1.2, 0.4, 0.0), 0.1, {}, -(-2.775 + 0.4 + 2.9) / 3),
     # Residuals 1.2 - 0.3 - 0.1, 0.4 - 0.3 - 0.05
     "dro": ((-3, -2), (-4, -2.5), (1.2, 0.4), 0.1, {"extra": 0.3}, (0.64 + 0.0025) / 4),
+    # h = 0.5, 1, 0.5 against +-1: 0.7 * 0.25 + 0.3 * 2.25, 0.1 * 4, 0.8 * 0.25 + 0.2 * 2.25
+    "ipo_group": ((-3, -2, -4), (-4, -2.5, -4), P3, 0.5, {}, (0.85 + 0.4 + 0.65) / 3),
     # Win rates 0.7, 0.5333, 0.2667, targets 0.4, 1/15, -7/15 against d = 1, 0.5, 0
     "sppo": (
         (-3, -2, -4),
@@ -339,6 +347,38 @@ def test_pro_of_two():
     mean, best = logp / length, rewards.argmax(1, keepdim=True)
     z = (rewards[:, 0] - rewards[:, 1]) * (mean[:, 0] - mean[:, 1])
     assert_close(value, torch.log1p(torch.exp(-z)) - 0.3 * logp.gather(1, best)[:, 0])
+
+
+def test_ipo_of_a_group_is_the_mean_over_its_pairs():
+    """Every pair asked of ipo.loss one by one; for K = 2 ipo.loss itself."""
+    logp, ref_logp, preferences, _ = tensors(3, responses=4)
+    value = find_method("ipo_group").loss(logp, ref_logp, preferences, 0.4)
+    alone = []
+    for first in range(4):
+        for second in range(first + 1, 4):
+            sides = logp[:, first], logp[:, second], ref_logp[:, first], ref_logp[:, second]
+            alone.append(ipo.loss(*sides, preferences[:, first, second], 0.4))
+    assert_close(value, torch.stack(alone).mean(0))
+    assert len(alone) == 6
+
+
+def test_a_model_of_preferences_reads_each_response_once(monkeypatch):
+    """label_pairs of a model equals asking it pair by pair, to the bit, in K readings."""
+    task = data.BuiltIn()
+    reference = gpt2(0, len(task.tokenizer), 128).float()
+    model = preference_model.PreferenceModel(reference).eval()
+    prompt = task.prompts("align", 0, 3)
+    ids, mask, _ = sampler.sample(reference, None, prompt, (0.0,) * 4, data.generator(0, "x", 0), 6)
+    drawn = policies.Tokens(ids, mask)
+    responses = [drawn.rows(slice(3 * k, 3 * k + 3)) for k in range(4)]
+    asked = groups.label_pairs(lambda *given: model(*given), prompt, *responses)
+    count, read = [], preference_model.PreferenceModel.read
+    monkeypatch.setattr(
+        preference_model.PreferenceModel, "read", lambda *given: count.append(1) or read(*given)
+    )
+    assert torch.equal(groups.label_pairs(model, prompt, *responses), asked)
+    assert len(count) == 4
+    assert 0 < (asked - 0.5).abs().max()
 
 
 def test_sppo_of_two_is_the_authors_pair():

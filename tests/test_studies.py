@@ -2,8 +2,15 @@
 an interruption; every figure; the gates' arithmetic."""
 
 import concurrent.futures
+import glob
+import itertools
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,24 +20,34 @@ import pytest
 import torch
 
 import bandit
+import data
 import enumerated
+import equilibrium
 import evaluate
 import ipo
 import job.report
 import job.run
 import job.versions
 import policy as policies
+import preference_model
+import sampler
 from studies import (
+    capacity,
+    cells,
     everything,
     figures,
     gates,
+    lengths,
     longer,
+    middle,
     paper_scale,
+    responder,
     rungs,
     runs,
     same_tau,
     survey,
     table2,
+    tournament,
 )
 
 VERSION = job.versions.version
@@ -38,12 +55,10 @@ ALL = runs.NAMES
 FEW = {loss: ALL[loss] for loss in ("ipo", "ipo_md", "rl")}
 TINY = dict(
     steps=2,
-    long=4,
-    seeds=2,
+    seeds=3,
     prompts=6,
     test=8,
     taus=1,
-    extend=0,
     stages=["--supervised-steps", "3", "--preference-steps", "3", "--batch-size", "4"],
 )
 
@@ -54,9 +69,9 @@ class Here:
     def __init__(self, *_):
         pass
 
-    def submit(self, work, todo):
+    def submit(self, work, todo, *given):
         future = concurrent.futures.Future()
-        future.set_result(work(dict(todo)))
+        future.set_result(work(dict(todo), *given))
         return future
 
     def shutdown(self, **_):
@@ -120,15 +135,15 @@ def test_what_a_line_says(whole):
     found = [line for line in lines(whole) if "points" in line]
     for line in found:
         assert line["version"] == "this"
-        assert [point["step"] for point in line["points"]] == [1, 2]
-        assert abs(line["points"][0]["kl"]) < 1
+        assert [point["step"] for point in line["points"]] == [2]
+        assert abs(line["points"][0]["kl"]) < 1 and line["seconds"] > 0
         assert line["curve"][0]["kl"] == 0
     assert {line["loss"] for line in found} == set(runs.NAMES)
-    assert {line["seed"] for line in found} == {0, 1}
+    assert {line["seed"] for line in found} == {0, 1, 2}
 
 
 def test_table_entries(whole, capsys):
-    """The table is antisymmetric; its entry is the mean of the lines of the four comparisons."""
+    """The table is antisymmetric; its entry is the mean of nine comparisons of the tournament."""
     assert run(table2, whole, "--from-results") == 0
     table = capsys.readouterr().out.split("| panel |")[1].split("\n\n")[0].splitlines()[2:]
     cells = []
@@ -138,12 +153,55 @@ def test_table_entries(whole, capsys):
     for row in range(3):
         for column in range(3):
             assert cells[row][column] + cells[column][row] == pytest.approx(1, abs=1.1e-3)
-    matches = []
-    for line in lines(whole):
-        if line["name"].startswith("test: ipo-") and " : ipo_md-" in line["name"]:
-            matches.append(line["win_rate"])
-    assert len(matches) == 4
-    assert cells[0][1] == pytest.approx(statistics.mean(matches), abs=5e-4)
+    (line,) = [line for line in lines(whole) if line["name"].startswith("tournament")]
+    names = line["players"]
+    wins = []
+    for row, first in enumerate(names):
+        for column, second in enumerate(names):
+            if first.startswith("ipo-") and second.startswith("ipo_md-"):
+                wins.append(line["win_rate"][row][column])
+    assert len(wins) == 9 and names[-1] == "SFT"
+    assert cells[0][1] == pytest.approx(statistics.mean(wins), abs=5e-4)
+
+
+@torch.no_grad()
+def test_a_tournament_is_one_sample_of_each_player(whole):
+    """Every pair by itself, from the responses that the players' own streams give; a policy against
+    its twin is no draw for free."""
+    (run_line,) = [
+        line for line in lines(whole) if line["name"].startswith("ipo-tau0.05-beta0-seed1")
+    ]
+    folder = str(whole / "runs" / "smoke-this")
+    shared = dict(SFT=glob.glob(f"{folder}/stages/supervised-*")[0])
+    shared["learned"] = glob.glob(f"{folder}/stages/preference-*")[0]
+    there = dict(folder=folder, shared=shared, prompts=130)
+    names = [runs.checkpoint(run_line), "SFT", "SFT"]
+    todo = dict(name="t", players=names, split="validation", kl=True, where=there)
+    line = tournament.play(todo)
+    task, learned = data.BuiltIn(), preference_model.load(shared["learned"])
+    models = [runs.load_policy(there, name) for name in names]
+    found = dict(win_rate=torch.zeros(3, 3), learned=torch.zeros(3, 3), kl=torch.zeros(3, 3))
+    for step, count in ((0, 100), (1, 30)):
+        prompt = task.prompts("validation", step, 100).rows(slice(0, count))
+        drawn = []
+        for player, model in enumerate(models):
+            uniforms = data.uniforms(
+                data.generator(0, f"validation player {player}", step), 32, 1, count
+            )
+            ids, mask, _ = sampler.sample(model, None, prompt, 0.0, None, 32, uniforms[:, 0])
+            drawn.append(policies.Tokens(ids, mask))
+        for a, b in itertools.product(range(3), repeat=2):
+            asked = prompt, drawn[a], drawn[b]
+            found["win_rate"][a, b] += task.judge(*asked).sum() / 130
+            found["learned"][a, b] += learned(*asked).sum() / 130
+            log_ratio = evaluate.log_ratio(models[a], models[b], prompt, drawn[a])
+            found["kl"][a, b] += log_ratio.sum() / 130
+    for name, expected in found.items():
+        got = torch.tensor(line[name])
+        if name != "kl":
+            expected.fill_diagonal_(0.5)
+        assert (got - expected).abs().max() < 1e-5, name
+    assert abs(line["win_rate"][1][2] - 0.5) > 1e-3 and line["kl"][1][2] == 0
 
 
 def test_entries_by_hand():
@@ -156,10 +214,8 @@ def test_entries_by_hand():
         ("ipo_md", "SFT"): [0.7, 0.7],
         ("rl", "SFT"): [0.9, 0.9],
     }
-    matches = {}
-    for pair, numbers in values.items():
-        matches[pair] = [dict(learned=number) for number in numbers]
-    mean, deviation = table2.entries(matches, "learned")
+    matches = {pair: np.array(numbers) for pair, numbers in values.items()}
+    mean, deviation = table2.entries(matches)
     expected = [[0.5, 0.6, 0.6, 0.85], [0.4, 0.5, 0.5, 0.7], [0.4, 0.5, 0.5, 0.9]]
     assert mean == pytest.approx(np.array(expected))
     a, b = 0.2 / 2**0.5, 0.1 / 2**0.5
@@ -195,6 +251,25 @@ def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=1
     assert table.endswith(capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_policies_are_made_again_from_their_lines(whole, tmp_path, capsys):
+    """On a machine that has results/ but no runs, what compares policies makes those it needs, and
+    ends in the same table; what has all its lines makes none."""
+    (tmp_path / "results").mkdir()
+    kept = [row for row in raw_lines(whole) if '"tournament' not in row]
+    assert len(kept) == len(raw_lines(whole)) - 1
+    (tmp_path / "results" / "smoke.jsonl").write_text("".join(f"{row}\n" for row in kept))
+    assert run(table2, tmp_path) == 0
+    table = capsys.readouterr().out
+    assert run(table2, whole, "--from-results") == 0
+    assert table.endswith(capsys.readouterr().out)
+    made = {path.name for path in (tmp_path / "runs" / "smoke-this").iterdir()}
+    assert len(made) == 1 + 3 * 3  # stages, and three seeds of three methods
+    shutil.rmtree(tmp_path / "runs" / "smoke-this" / "ipo-tau0.05-beta0-seed1-steps2")
+    assert run(table2, tmp_path) == 0
+    assert not (tmp_path / "runs" / "smoke-this" / "ipo-tau0.05-beta0-seed1-steps2").exists()
+
+
 def test_lines_of_other_versions_are_made_again(whole, tmp_path, monkeypatch):
     """A raised version: what is drawn without --from-results is new."""
     monkeypatch.setattr(job.versions, "version", lambda: "another")
@@ -216,41 +291,57 @@ def test_every_version_is_in_the_text(monkeypatch):
 
 def test_verdict_by_hand():
     """3 x 3 values with row means .6, .62, .64 and column means .61, .62, .63: se^2 = (4e-4 +
-    1e-4)/3, t = 2.776 -> .0358. The second one wins at as much below 1/2."""
+    1e-4)/3; 2 (5e-4)^2/(16e-8 + 1e-8) = 2.9 degrees of freedom, t = 4.303 -> .0556. The second one
+    wins at as much below 1/2."""
     values = 0.62 + np.array([[-0.03, -0.02, -0.01], [-0.01, 0.0, 0.01], [0.01, 0.02, 0.03]])
     pair = ("ipo", "rl")
-    assert table2.verdict(pair, values) == "IPO over RL: 0.620 +- 0.036 (95 %): IPO wins"
+    assert table2.verdict(pair, values) == "IPO over RL: 0.620 +- 0.056 (95 %): IPO wins"
     assert table2.verdict(pair, values - 0.1).endswith("not separated")
-    assert table2.verdict(pair, 1 - values) == "IPO over RL: 0.380 +- 0.036 (95 %): RL wins"
+    assert table2.verdict(pair, 1 - values) == "IPO over RL: 0.380 +- 0.056 (95 %): RL wins"
 
 
-def test_the_grid_is_extended_while_the_best_is_at_its_edge(monkeypatch):
-    """A rival against which the win rate is 1 - |log2(tau/0.0125)|/10: the grid grows to 0.00625
-    and stops there; then beta = 0.25 at 0.0125 for the methods that sample a mixture."""
+@pytest.mark.parametrize("spread", [(1, 1, 0), (1, 0, 0), (1, 0.3, 0.3), (1, 1, 1), (0, 0, 1)])
+def test_the_crossed_interval_covers(spread):
+    """Seeds of one method, of the other, and their pairs vary, each as normal numbers: of 2,000
+    tables of 4 x 4 the interval holds the truth in 95 % or more (4 standard errors: 93.1)."""
+    rng = np.random.default_rng(0)
+    first, second, pair = spread
+    hits = 0
+    for _ in range(2000):
+        values = first * rng.normal(size=(4, 1)) + second * rng.normal(size=(1, 4))
+        mean, half = runs.crossed_interval(values + pair * rng.normal(size=(4, 4)))
+        hits += abs(mean) <= half
+    assert hits / 2000 > 0.931
+
+
+def test_every_method_has_one_budget(monkeypatch):
+    """A rival against which the win rate is 1 - |log2(tau/0.05)|/10, less where beta is 0.25: tau
+    0.05 is chosen, and the methods that sample a mixture spend their sixth run on another beta."""
     asked = []
 
     def gather(study, work, todos):
         asked[:] = [todo["name"] for todo in todos]
         return [dict(todo, points=[dict(step=1)]) for todo in todos]
 
-    def against(study, pairs):
+    def against(study, pairs, lines):
         found = []
         for name, _ in pairs:
             tau = float(name.split("-tau")[1].split("-")[0])
-            found.append(dict(win_rate=1 - abs(np.log2(tau / 0.0125)) / 10))
+            rate = 1 - abs(np.log2(tau / 0.05)) / 10 - ("beta0.25" in name) / 100
+            found.append(dict(win_rate=rate))
         return found
 
     monkeypatch.setattr(runs, "gather", gather)
     monkeypatch.setattr(runs, "against", against)
-    grid = (0.05, 0.1, 0.025)
-    for loss in FEW:
-        monkeypatch.setitem(runs.GRID, loss, grid)
-    study = SimpleNamespace(taus=3, extend=4, steps=8, prompts=1, stages=[], folder="", shared={})
-    chosen = table2.tune(study, ["ipo", "ipo_md"], "SFT")
-    assert chosen["ipo"].run["tau"] == chosen["ipo_md"].run["tau"] == 0.0125
-    assert (chosen["ipo"].tried, chosen["ipo_md"].tried) == (5, 6)
-    assert "ipo_md-tau0.0125-beta0.25-seed0-steps8" in asked
+    study = SimpleNamespace(taus=6, steps=8, prompts=1, stages=[], folder="", shared={})
+    chosen = table2.tune(study, list(ALL), "SFT")
+    assert {choice.tried for choice in chosen.values()} == {6}
+    assert {choice.run["tau"] for choice in chosen.values()} == {0.05}
+    assert not any(choice.at_edge for choice in chosen.values())
+    assert "ipo_md-tau0.05-beta0.25-seed0-steps8" in asked
     assert not [name for name in asked if name.startswith("ipo-") and "beta0.25" in name]
+    study.taus = 1
+    assert table2.tune(study, ["ipo"], "SFT")["ipo"].at_edge
 
 
 @pytest.mark.slow
@@ -259,8 +350,7 @@ def test_every_figure(whole, capsys, monkeypatch):
     monkeypatch.setattr(runs, "NAMES", ALL)
     for name in ("fig1", "fig3", "fig4", "fig5", "frontier"):
         assert run(figures, whole, name) == 0, capsys.readouterr().err
-    assert run(same_tau, whole) == 0, capsys.readouterr().err
-    for name in ("fig1", "fig3", "fig4", "fig5", "same_tau", "frontier"):
+    for name in ("fig1", "fig3", "fig4", "fig5", "frontier"):
         assert (whole / "results" / f"{name}-smoke.png").stat().st_size > 5000
     assert "1/2 + Var/tau" in capsys.readouterr().out
 
@@ -282,6 +372,90 @@ def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
     (line,) = [line for line in lines(whole) if line["name"].startswith("rung: ipo")]
     assert {"slope", "slope_back", "r2", "exploitability", "kl"} <= line["points"][-1].keys()
     assert (whole / "results" / "longer-smoke.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_the_rungs_between(whole, capsys, monkeypatch):
+    """Lengths, middle, capacity, responder and same_tau on the smallest runs, and drawn again
+    from their lines."""
+    monkeypatch.setattr(runs, "NAMES", ALL)
+    monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 2),))
+    monkeypatch.setattr(middle, "DEMOS", 200)
+    monkeypatch.setattr(capacity, "CELLS", ((8, 2), (None, 2)))
+    monkeypatch.setattr(capacity, "RESPONSES", 4)
+    monkeypatch.setattr(same_tau, "TAUS", (0.3,))
+    monkeypatch.setattr(
+        equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
+    )
+    for study, rows in ((lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (same_tau, 4)):
+        assert run(study, whole) == 0, capsys.readouterr().err
+        capsys.readouterr()
+        assert run(study, whole, "--from-results") == 0
+        shown = capsys.readouterr().out
+        table = [line for line in shown.splitlines() if line.startswith("| ")]
+        assert len(table) >= rows + 1 and "nan" not in shown, shown
+    assert "equal" in shown or "undecided" in shown or "different" in shown
+
+
+def test_what_is_planned_and_what_was_run(tmp_path, capsys, monkeypatch):
+    """Without a line all is left; a line with its seconds counts as run, and sets the estimate."""
+    monkeypatch.setattr(runs, "NAMES", ALL)
+    study = SimpleNamespace(**runs.SCALES["full"], scale="full", shared={}, folder="")
+    first = lengths.cells(study)[0]
+    line = dict(name=first["name"], seconds=50.0, version=job.versions.version())
+    old = dict(line, name=lengths.cells(study)[1]["name"], version="before")
+    (tmp_path / "full.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(old) + "\n")
+    assert cells.main(["--results", str(tmp_path)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = [row for row in rows if row.startswith("| lengths")]
+    # 6 runs of 100 steps, of 200 and of 400, one of 100 done in 50 s.
+    assert row == "| lengths | 18 | 1 | 50 | 2050 |"
+    assert rows[-1].startswith("| all | ")
+
+
+def test_between_less_within_by_hand():
+    """Policies at 0, 2 and at 3, 5 on a line, distance the difference: between (3 + 5 + 1 + 3)/4,
+    within (2 + 2)/2."""
+    places = np.array([0.0, 2.0, 3.0, 5.0])
+    distances = abs(places[:, None] - places)
+    found = same_tau.between_less_within(distances, [0, 1], [2, 3])
+    assert found == (1.0, 3.0, 2.0)
+
+
+@pytest.mark.parametrize("size, shift", [(3, 0.0), (30, 0.0), (30, 1.0)])
+def test_the_jackknife_covers(size, shift):
+    """Ends as normal vectors, four of each method, squared distances: the upper limit is below
+    the truth, shift^2, in at most 5 % of 1,000 (nominally 2.5), the lower one above it in at most
+    2.5. So with many directions; in one the upper limit is short in up to 14 %."""
+    rng = np.random.default_rng(0)
+    below, above = 0, 0
+    rows, others = [0, 1, 2, 3], [4, 5, 6, 7]
+    for _ in range(1000):
+        ends = rng.normal(size=(8, size))
+        ends[4:, 0] += shift
+        distances = ((ends[:, None] - ends) ** 2).sum(-1)
+        statistic, _, _ = same_tau.between_less_within(distances, rows, others)
+        half = same_tau.jackknife(distances, rows, others)
+        below += statistic + half < shift**2
+        above += statistic - half > shift**2
+    assert below < 50 and above < 25
+
+
+def test_the_verdict_on_two_methods():
+    """By the head's rule: equal needs all three; different the statistic alone."""
+    near = [0.95, 1.05]
+    assert same_tau.verdict(0.01, 0.03, 0.1, near, 0.51, 0.02) == "equal"
+    assert same_tau.verdict(0.01, 0.05, 0.1, near, 0.51, 0.02) == "undecided"  # too wide
+    assert same_tau.verdict(0.01, 0.03, 0.1, [1.0, 0.8], 0.51, 0.02) == "undecided"  # not arrived
+    assert same_tau.verdict(0.01, 0.03, 0.1, near, 0.54, 0.02) == "undecided"  # one wins
+    assert same_tau.verdict(0.04, 0.03, 0.1, near, 0.5, 0.02) == "different"
+
+
+def test_a_flat_curve():
+    """Twice the standard error of a difference of two: 2 sqrt(2) 0.01."""
+    short, long = dict(win_rate=0.8, win_rate_se=0.01), dict(win_rate=0.828, win_rate_se=0.01)
+    assert lengths.is_flat(short, long)
+    assert not lengths.is_flat(short, dict(long, win_rate=0.829))
 
 
 def test_where_averaged_ipo_stops():
@@ -388,3 +562,47 @@ def test_task_gates_by_hand():
     assert rows["pairs in which the longer is preferred"] == pytest.approx(2 / 3)
     level = [(post, ["car , door", "car , dog", "car , key"])]
     assert gates.cyclic_share(level) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_study_leaves_no_process(tmp_path):
+    """The pool's process writes its number and would sleep ten minutes; the study is killed, and
+    it is gone within a minute."""
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from studies import runs\n"
+        "def work(path):\n"
+        "    open(path, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    pool = runs.pool(1)\n"
+        "    pool.submit(work, sys.argv[1] + '.part').result()\n"
+    )
+    number = tmp_path / "number.part"
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = dict(os.environ, PYTHONPATH=root)
+    study = subprocess.Popen([sys.executable, script, tmp_path / "number"], env=environment)
+    deadline = time.monotonic() + 120
+    while not (number.exists() and number.read_text()):
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.1)
+    study.kill()
+    study.wait()
+    child = int(number.read_text())
+    deadline = time.monotonic() + 60
+    while alive(child):
+        assert time.monotonic() < deadline, "the pool's process outlived its study"
+        time.sleep(0.1)
+
+
+def alive(process):
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True
+    )
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")

@@ -417,7 +417,7 @@ def test_a_run_leaves_what_it_promises(finished):
         "summary.json",
     }
     summary = json.loads((finished / "summary.json").read_text())
-    for name in ("win_rate", "win_rate_se", "kl", "length", "unfinished", "seconds"):
+    for name in ("win_rate", "win_rate_se", "kl", "length", "unfinished", "seconds", "r2"):
         assert isinstance(summary[name], float) and abs(summary[name]) < 1e6, name
     assert (
         0 <= summary["win_rate"] <= 1
