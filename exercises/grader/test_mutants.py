@@ -115,7 +115,7 @@ FAST_STYLES = {
     "ex4-expected loss: keyword arguments and an outer product",
     "ex5-DPO: binary cross-entropy",
     "ex7-log-probability: row by row",
-    "ex8-sampler: no cache, integer masks",
+    "ex8-draw: counts the sums that are not above",
 }
 
 
@@ -195,6 +195,15 @@ def test_mutant_of_zeros_never_equals_an_expected_value():
         checks.check(1, "", lambda: 0 * tiny, 0 * tiny)
 
 
+def arguments_of(function):
+    """Names, kinds and defaults, a function's name standing for the function."""
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = getattr(parameter.default, "__name__", parameter.default)
+        found.append((name, parameter.kind, default))
+    return found
+
+
 PARTS = ("Goal.", "Background.", "Task.", "Hints.", "Tests.", "Questions.")
 
 
@@ -210,7 +219,7 @@ def test_mutant_of_a_signature_cannot_come_from_the_stubs(exercise):
             if name == "PAIR":
                 assert stub is None
                 continue
-            assert inspect.signature(stub) == inspect.signature(reference), f"{module}.{name}"
+            assert arguments_of(stub) == arguments_of(reference), f"{module}.{name}"
             theirs = re.sub(r"\s+", " ", stub.__doc__ or "")
             ours = re.sub(r"\s+", " ", reference.__doc__ or "").strip()
             assert theirs.startswith(ours), (
