@@ -837,16 +837,22 @@ def slow_log_prob(model, prompt, response):
     return torch.stack(found)
 
 
-def scored_batch(policies):
-    """Prompts of three lengths, with a finished response, one cut at the limit, a lone end-of-text.
-
-    What follows a mask is junk. Returns both as lists, and both as Tokens.
-    """
-    prompts = [[1, 2, 3], [2], [4, 4]]
-    responses = [[1, 0], [3, 1, 2], [0]]
+def scored_batch(policies, prompts, responses):
+    """Lists of ids as Tokens, prompt and response. What follows a mask is junk."""
     ids, mask = policies.pad(responses, "right", 0)
     response = policies.Tokens(ids.masked_fill(~mask, 2), mask)
-    return prompts, responses, policies.pad(prompts, "left", 0), response
+    return policies.pad(prompts, "left", 0), response
+
+
+# Prompts of three lengths, with a finished response, one cut at the limit, a lone end-of-text.
+SCORED = [[1, 2, 3], [2], [4, 4]], [[1, 0], [3, 1, 2], [0]]
+
+
+def random_words():
+    """Prompts and responses like SCORED, from the course's seed."""
+    words = torch.randint(1, 5, (3, 6), generator=course_random("log_prob")).tolist()
+    first, second, third = words
+    return [first[:1], second[:3], third[:2]], [[*first[3:5], 0], third[3:6], [second[5], 0]]
 
 
 @pytest.mark.ex7(points=3)
@@ -856,26 +862,19 @@ def test_log_prob():
     Token by token, and summed.
     """
     _, policies, model, _ = sharp_models()
-    prompts, responses, prompt, response = scored_batch(policies)
-    tokens = torch.zeros(3, 3, dtype=torch.float64)
-    for row, (x, y) in enumerate(zip(prompts, responses, strict=True)):
-        tokens[row, : len(y)] = slow_log_prob(model, x, y)
-    check(
-        7,
-        "log pi(y | x) = sum of log pi(y_n | x, y_<n)",
-        lambda: policies.log_prob(model, prompt, response),
-        tokens.sum(1),
-    )
-    check(
-        7,
-        "log pi(y_n | x, y_<n), 0 beyond the mask",
-        lambda: policies.token_log_probs(model, prompt, response),
-        tokens,
-    )
+    for (prompts, responses), public in ((SCORED, True), (random_words(), False)):
+        batch = scored_batch(policies, prompts, responses)
+        tokens = torch.zeros(3, 3, dtype=torch.float64)
+        for row, (x, y) in enumerate(zip(prompts, responses, strict=True)):
+            tokens[row, : len(y)] = slow_log_prob(model, x, y)
+        equation = "log pi(y | x) = sum of log pi(y_n | x, y_<n)"
+        check(7, equation, policies.log_prob, tokens.sum(1), model, *batch, public=public)
+        equation = "log pi(y_n | x, y_<n), 0 beyond the mask"
+        check(7, equation, policies.token_log_probs, tokens, model, *batch, public=public)
     half = copy.deepcopy(model).bfloat16()
     with torch.no_grad():
         each, total = (
-            score(half, prompt, response) for score in (policies.token_log_probs, policies.log_prob)
+            score(half, *batch) for score in (policies.token_log_probs, policies.log_prob)
         )
     # What was ever a bfloat16 has 8 bits; sums of such numbers soon have more.
     precise = (each != each.bfloat16().to(each.dtype)).any() and total.dtype != torch.bfloat16
