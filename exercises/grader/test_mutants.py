@@ -132,7 +132,7 @@ def test_right_in_another_style_gets_all_points(index):
 def test_wrong_values_are_those_of_the_mistakes():
     """The committed numbers are what the command writes, within the digits that are compared."""
     found, stored = wrong_values.wrong_values(), json.loads(wrong_values.FILE.read_text())
-    assert found.keys() == stored.keys() and len(stored) > 50
+    assert found.keys() == stored.keys() and len(stored) >= 30
     for key, entries in found.items():
         assert [entry["hints"] for entry in entries] == [entry["hints"] for entry in stored[key]]
         for entry, other in zip(entries, stored[key], strict=True):

@@ -8,6 +8,7 @@ has no wrong or nearly right function in it.
 Run: python -m exercises.teacher.wrong_values    (after a change of tests or mistakes)
 """
 
+import contextlib
 import json
 
 import torch
@@ -20,23 +21,18 @@ FILE = adapters.ROOT / "exercises" / "grader" / "wrong_values.json"
 
 
 def noted(one):
-    """The first failing check of each test with a mistake planted: [(key, observed)]."""
+    """What the first failing check of each test observes with a mistake planted: {key: observed}.
+
+    Nothing of a test that fails otherwise: there the message is another.
+    """
     adapters.put_back()
-    found = []
+    found = {}
     for test, _ in graded_tests(one.exercise):
-        checks.notes["list"] = []
-        try:
-            with mistakes.planted(one):
-                test()
-        except Exception:  # a mistake may not run to the end
-            pass
-        finally:
-            seen, checks.notes["list"] = checks.notes["list"], None
-        for key, observed, expected in seen:
-            if observed is None or not checks.close(observed, expected):
-                if key and observed is not None:
-                    found.append((key, observed))
-                break
+        checks.failed.clear()
+        with mistakes.planted(one), contextlib.suppress(Exception):
+            test()
+        if checks.failed:
+            found[checks.failed["key"]] = checks.failed["observed"]
     return found
 
 
@@ -58,7 +54,7 @@ def wrong_values():
     for one in mistakes.MISTAKES:
         if one.hint is None:
             continue
-        for key, observed in noted(one):
+        for key, observed in noted(one).items():
             if observed.numel() and observed.isfinite().all():
                 add(found.setdefault(key, []), one.hint, observed)
     return found
