@@ -110,7 +110,7 @@ OTHER_STYLES = [f"ex{one.exercise}-{one.name}" for one in right.SUBMISSIONS]
 FAST_STYLES = {
     "ex1-cycle: entry by entry, float32",
     "ex2-IPO: a loop over the pairs",
-    "ex3-mixture: logsumexp, float32",
+    "ex3-mixture: logsumexp",
     "ex3-equilibrium: damped as hinted",
     "ex4-expected loss: keyword arguments and an outer product",
     "ex5-DPO: binary cross-entropy",

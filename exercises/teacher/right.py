@@ -139,9 +139,9 @@ def _(log_pi, log_ref, beta):
     return (weights / weights.sum(dim=-1, keepdim=True)).log()
 
 
-@right(3, "mixture: logsumexp, float32", "ipo_md.mixture")
+@right(3, "mixture: logsumexp", "ipo_md.mixture")
 def _(log_pi, log_ref, beta):
-    mixed = torch.lerp(log_pi.float(), log_ref.float().expand_as(log_pi), beta)
+    mixed = torch.lerp(log_pi, log_ref.expand_as(log_pi), beta)
     return mixed - mixed.logsumexp(-1, keepdim=True)
 
 
