@@ -6,16 +6,18 @@ pytest --impl DIR                 the graded tests on DIR's files (see adapters.
                                   would look for tests there
 pytest --impl DIR -m ex2          one exercise
 pytest --impl DIR --report FILE   and the points as JSON
+pytest --impl DIR --course 7      with other inputs than a handout's, where none are shown
 Grading for marks, with a process and a time limit for each exercise: exercises/grade.py.
 """
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
-from exercises.grader import adapters
+from exercises.grader import adapters, checks
 
 # The models are tiny: a second thread only waits, and on a busy machine for long.
 torch.set_num_threads(1)
@@ -25,6 +27,8 @@ def pytest_configure(config):
     for number, title in adapters.TITLES.items():
         config.addinivalue_line("markers", f"ex{number}(points): exercise {number}, {title}")
     config.points = {}  # test name -> what it is worth and what it got
+    config.problems = []  # lines of the student's files that failed while they were read
+    adapters.course["seed"] = getattr(config.option, "course", 0)
     folder = getattr(config.option, "impl", None)
     if not folder:
         return
@@ -62,9 +66,15 @@ def laid_over(request):
     exercise, _ = graded
     try:
         adapters.lay(getattr(request.config.option, "impl", None), exercise)
+        note_problems(request.config)
         yield
     finally:
-        adapters.lay(None, exercise)
+        adapters.put_back()
+
+
+def note_problems(config):
+    for problems in adapters.laid["problems"].values():
+        config.problems += [problem for problem in problems if problem not in config.problems]
 
 
 def pytest_runtest_protocol(item):
@@ -78,6 +88,20 @@ def pytest_runtest_protocol(item):
     )
 
 
+def message_of(error):
+    """What a student reads of an exception: its type unless a check failed, and their line."""
+    if type(error) is AssertionError:
+        return str(error)
+    message = f"{type(error).__name__}: {error}"
+    lines = [
+        checks.line_of(frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if checks.is_students(frame.filename)
+    ]
+    # A stub's own line says nothing new.
+    return f"{message}\n  at {lines[-1]}" if lines and "raise Not" not in lines[-1] else message
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
@@ -87,9 +111,7 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         error = call.excinfo
         entry["points"] = 0
-        entry["message"] = str(error.value)
-        if error.type is not AssertionError:
-            entry["message"] = f"{error.type.__name__}: {error.value}"
+        entry["message"] = message_of(error.value)
     elif report.when == "call" and report.passed:
         entry["points"] = entry["of"]
         entry["message"] = ""
@@ -113,7 +135,8 @@ def pytest_sessionfinish(session):
     exercises = {}
     for number, (points, of) in totals(entries).items():
         exercises[str(number)] = dict(points=points, of=of)
-    text = json.dumps(dict(exercises=exercises, tests=entries), indent=1)
+    found = dict(exercises=exercises, tests=entries, problems=session.config.problems)
+    text = json.dumps(found, indent=1)
     Path(file).write_text(text, encoding="utf-8")
 
 
@@ -123,6 +146,8 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     write = terminalreporter.write_line
     entries = list(config.points.values())
+    for problem in config.problems:
+        write(f"\nleft out, and nothing else: {problem}")
     for entry in entries:
         if entry["message"]:
             score = f"{entry['points']} of {entry['of']}"

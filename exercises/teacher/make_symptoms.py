@@ -129,7 +129,7 @@ def plot(rows, healthy, title, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Trains and draws the six runs of exercise 8.")
+    parser = argparse.ArgumentParser(description="Trains and draws the six runs of exercise 6.")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=HERE.parent / "symptoms")
     options = parser.parse_args(argv)

@@ -8,7 +8,8 @@ import functools
 
 import torch
 
-from exercises.grader import adapters, mistakes, test_exercises
+from exercises.grader import adapters, test_exercises
+from exercises.teacher import mistakes
 
 
 def graded_tests(exercise):

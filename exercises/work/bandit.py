@@ -1,10 +1,10 @@
-"""Exercises 1, 3, 6 and 7: your bandit.py. Copy it to a folder of your own and fill it in.
+"""Exercises 1, 3, 4 and 5: your bandit.py.
 
-This file is run on top of the reference's bandit.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 1 in win_rate's docstring;
-exercise 3 in fixed_point's docstring; exercise 6 in expected_loss's docstring; exercise 7 in loss's
-docstring of dpo.py.
-Run: pytest --impl DIR -m ex1    (DIR: your folder)
+Every name of the reference's bandit.py is at hand here, beside what you import. Your own helpers
+may have any name: they stay yours, and change nothing for others. The handouts: exercise 1 in
+win_rate's docstring; exercise 3 in fixed_point's; exercise 4 in expected_loss's; exercise 5 in
+loss's docstring of dpo.py. All tensors are float64.
+Run: pytest -m ex1
 """
 
 import torch  # noqa: F401  for your code
@@ -47,14 +47,15 @@ def win_rate(preferences, log_opponent):
     the probability that y beats an answer drawn from the policy pi: the expectation of p(y > y')
     over y' ~ pi. Policies come as log-probabilities, since that is what language models give. Here
     an answer is an action with a number, and every expectation is an exact sum.
-    Task. cycle(margin): action 0 beats 1, 1 beats 2, 2 beats 0, each with probability 1/2 + margin.
-    bradley_terry(rewards). win_rate(preferences, log_opponent), which must also work for a stack of
-    opponents [..., n].
+    Task. cycle(margin): action 0 beats 1, 1 beats 2, 2 beats 0, each with probability 1/2 + margin,
+    for any margin; in float64 (float32 passes). bradley_terry(rewards). win_rate(preferences,
+    log_opponent), which must also work for stacks of opponents [k, n] and [a, b, n]. Make new
+    tensors: an argument is the caller's, and torch's default dtype is everybody's.
     Hints. rewards[:, None] - rewards[None] holds all differences. torch.sigmoid is the
     Bradley-Terry formula. A matrix times a stack of vectors: (matrix @ vectors[..., None])[..., 0].
     Rows are the answers judged, columns the opponents.
-    Tests. The two matrices by hand; the win rate against a plain loop, for one and for two
-    opponents; nobody beats himself: E_{y ~ pi} p(y > pi) = 1/2 for every pi.
+    Tests. The two matrices by hand; the win rate against a plain loop, for one opponent, [2, n] and
+    [2, 3, n]; nobody beats himself: E_{y ~ pi} p(y > pi) = 1/2 for every pi.
     Questions. (1) Why is p(pi > pi) = 1/2 for every policy and every game? Use only p(y > y') +
     p(y' > y) = 1.
     (2) Show that no rewards r explain rock-paper-scissors with margin 0.4. What would the best fit
@@ -63,7 +64,7 @@ def win_rate(preferences, log_opponent):
     raise NotImplementedError("Exercise 1: write p(y > opponent)")
 
 
-# Exercise 3: regularised Nash equilibrium, duality gap
+# Exercise 3: regularised Nash equilibrium, duality gap (the mixture: ipo_md.py)
 
 
 def kl(log_pi, log_other):
@@ -106,8 +107,8 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
 
     Raises ValueError rather than return a larger residual.
 
-    Exercise 3: the regularised Nash equilibrium and the duality gap. Functions: kl, respond,
-    duality_gap, fixed_point.
+    Exercise 3: the geometric mixture, the regularised Nash equilibrium and the duality gap.
+    Functions: ipo_md.mixture; kl, respond, duality_gap, fixed_point here.
 
     Goal. Compute the policy at which online IPO and self-play stop (Prop 4.1), and a number that
     says how far one is from it.
@@ -120,16 +121,19 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
     judges any method without knowing the answer. With the best response put in, the maximum is tau
     log sum_y pi_ref(y) exp(p(y > pi)/tau) plus tau KL(pi, pi_ref). Repeating "respond to yourself"
     looks like a solver, but on a cycle with small tau it jumps to and fro for ever. Eq 13 is the
-    same equation with the opponent pulled towards pi_ref: the mixture of exercise 4.
-    Task. The four functions. fixed_point may use any method whose answer satisfies its equation to
-    about 1e-9 for tau >= 0.1.
+    same equation with the opponent pulled towards pi_ref: the geometric mixture pi^(1-beta)
+    pi_ref^beta / Z. It averages logarithms, not probabilities.
+    Task. ipo_md.mixture and the other three for stacks [..., n], then fixed_point for one game: by
+    any method whose answer satisfies its equation to about 1e-9 for tau >= 0.1, with whatever law
+    is passed as mixture, and with ValueError where none does. All in float64.
     Hints. Work on log-probabilities: log_softmax is the division by Z. newton(field, log_pi) is at
     hand, it finds a zero of any function of log_pi; begin at tau = 1 and lower tau in steps. Or
     damp: a small step from log_pi towards log respond, many times (tau^2/(tau^2 + 1/4) of the way
-    settles in any game). win_rate of exercise 1 is at hand, correct.
-    Tests. kl and respond by hand; the gap against a maximum found by ascent; the equilibrium
-    against its own equation, the closed form of two actions and the limit of a large tau; eq 13 for
-    two beta, and Prop 5.2 with it.
+    settles in any game). win_rate of exercise 1 is at hand.
+    Tests. The mixture, kl and respond by hand, also for stacks [2, n] and [2, 3, n]; the gap
+    against a maximum found by ascent; the equilibrium against its own equation, the closed form of
+    two actions and the limit of a large tau; eq 13 for two beta, and Prop 5.2 with it; another law
+    in the mixture's place, and one for which no policy solves eq 13: ValueError.
     Questions. (1) Why is the gap never negative? (2) With two actions the equilibrium is
     log(pi1/pi2) = log(ref1/ref2) + (p - 1/2)/tau. Why does the opponent not appear, and why are two
     actions therefore a poor test of your code?
@@ -137,7 +141,7 @@ def fixed_point(preferences, log_ref, tau, beta=0.0, mixture=mixture, tolerance=
     raise NotImplementedError("Exercise 3: solve eq 12 and eq 13")
 
 
-# Exercise 6: IPO-MD
+# Exercise 4: IPO-MD
 
 
 def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=mixture):
@@ -152,7 +156,7 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
     mixture:
         (log_pi, log_ref, beta) -> [..., n], to put another law in the mixture's place.
 
-    Exercise 6: IPO-MD. Functions: ipo_md.PAIR, ipo_md.loss, and expected_loss here.
+    Exercise 4: IPO-MD. Functions: ipo_md.PAIR, ipo_md.loss, and expected_loss here.
 
     Goal. IPO-MD, and with it the paper's table of methods: they differ in who draws the pair, and
     in the loss.
@@ -167,21 +171,22 @@ def expected_loss(method, log_pi, log_ref, preferences, tau, beta=0.0, mixture=m
     all n x n pairs, each weighted with the probability that a method draws it, read from
     method.PAIR. In a trainer the same losses are averaged over pairs that were really drawn.
     Task. ipo_md.PAIR; ipo_md.loss: think before you write much; expected_loss for any method and
-    any law called mixture.
+    any law called mixture, for stacks of policies [..., n], also with a game [n, n] for each of a
+    stack, and for labels that are reward gaps, any numbers. All in float64.
     Hints. log_pi[..., :, None] and log_pi[..., None, :] are y and y'. The weight of a pair is the
-    product of its two laws. mixture(log_pi, log_ref, beta) is at hand, right; so are ipo.loss and
-    nash_md.
+    product of its two laws. mixture(log_pi, log_ref, beta) of exercise 3 is at hand, and ipo.loss
+    of exercise 2: given [n, 1] and [1, n] instead of [B] it must broadcast.
     Tests. The gradient against a double sum by hand; beta = 0 and beta = 1; descent ends at eq 13's
-    point; Nash-MD-PG's gradient through the same function; another law for the mixture; two
-    policies at once.
+    point; Nash-MD-PG's loss through the same function; another law for the mixture; reward gaps;
+    stacks [2, n] and [2, 3, n] of policies, [2, n, n] of games.
     Questions. (1) Why do IPO-MD and Nash-MD-PG agree on the fixed point though not on the gradient?
     (2) Which temperature's Nash equilibrium is the mixture of eq 13's policy (Prop 5.2), and what
     happens as beta goes to 1?
     """
-    raise NotImplementedError("Exercise 6: weight every pair")
+    raise NotImplementedError("Exercise 4: weight every pair")
 
 
-# Exercise 7: online DPO is not a Nash solver
+# Exercise 5: online DPO is not a Nash solver
 
 
 def dpo_point(preferences, log_ref, tau):
@@ -189,4 +194,4 @@ def dpo_point(preferences, log_ref, tau):
 
     By hand and not by dpo.loss. Returns [n], or None where no finite point is found.
     """
-    raise NotImplementedError("Exercise 7: find where online DPO stops")
+    raise NotImplementedError("Exercise 5: find where online DPO stops")

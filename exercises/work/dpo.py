@@ -1,8 +1,8 @@
-"""Exercise 7: your dpo.py. Copy it to a folder of your own and fill it in.
+"""Exercise 5: your dpo.py.
 
-This file is run on top of the reference's dpo.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 7 in loss's docstring.
-Run: pytest --impl DIR -m ex7    (DIR: your folder)
+Every name of the reference's dpo.py is at hand here, beside what you import. Your own helpers may
+have any name: they stay yours, and change nothing for others. The handout: loss's docstring.
+Run: pytest -m ex5
 """
 
 import torch  # noqa: F401  for your code
@@ -26,7 +26,7 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, smoothi
 
     Returns [B], unreduced. At h = 0 it is log 2 for every p.
 
-    Exercise 7: online DPO is not a Nash solver. Functions: loss here, bandit.dpo_point, and
+    Exercise 5: online DPO is not a Nash solver. Functions: loss here, bandit.dpo_point, and
     predictions.json.
 
     Goal. Predict where online DPO stops, then show it: not at the Nash equilibrium, but for
@@ -42,7 +42,8 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, smoothi
     another place than in IPO: here it multiplies h.
     Task. First predictions.json: for each of the five games below, true if the Nash equilibrium
     (tau = 0.1) is stationary for online DPO, false if not. Think; do not run anything. Then loss,
-    and dpo_point: log pi at which online DPO stops.
+    with smoothing: 0.1 puts 0.9 p + 0.1 (1 - p) in the place of p; and dpo_point: log pi at which
+    online DPO stops, normalised. float64 [B] and [n]; in the JSON true and false, no strings.
       two_actions_0.7: p(1 > 2) = 0.7. two_actions_0.5: p = 0.5. Both with pi_ref = (0.3, 0.7).
       rock_paper_scissors_uniform: p = 0.9 round the cycle, uniform pi_ref.
       rock_paper_scissors_biased: pi_ref (0.6, 0.3, 0.1).
@@ -56,4 +57,4 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau, *, smoothi
     equilibrium" on rock-paper-scissors. Which other game would you ask them to try, and what do you
     expect?
     """
-    raise NotImplementedError("Exercise 7: write the soft-label DPO loss")
+    raise NotImplementedError("Exercise 5: write the soft-label DPO loss")

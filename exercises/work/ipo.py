@@ -1,8 +1,8 @@
-"""Exercise 2: your ipo.py. Copy it to a folder of your own and fill it in.
+"""Exercise 2: your ipo.py.
 
-This file is run on top of the reference's ipo.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 2 in loss's docstring.
-Run: pytest --impl DIR -m ex2    (DIR: your folder)
+Every name of the reference's ipo.py is at hand here, beside what you import. Your own helpers may
+have any name: they stay yours, and change nothing for others. The handout: loss's docstring.
+Run: pytest -m ex2
 """
 
 import torch  # noqa: F401  for your code
@@ -46,11 +46,13 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
     against y' and y' against y, each pulled back to pi_ref by its log-ratio. Everything else in the
     paper follows from this line.
     Task. log_ratio_gap, then loss as a function of it. Return one value a pair: who averages is the
-    caller's business.
+    caller's business. The tests pass float64 [B] and accept float32; h may have hundreds of nats.
+    Change no argument.
     Hints. The order in which the loser is first has the gap -h. (-h - t)^2 = (h + t)^2. Nothing
     here is detached.
-    Tests. h and the loss of three pairs by hand; the completed square (h - (2p-1)/(2 tau))^2 + p
-    (1-p)/tau^2; value and slope at h = 0; the pair identity by autograd on a softmax policy.
+    Tests. h, its slopes and the loss of three pairs by hand; the completed square (h - (2p-1)/(2
+    tau))^2 + p (1-p)/tau^2; value and slope at h = 0; the pair identity by autograd on a softmax
+    policy.
     Questions. (1) For which h is the loss smallest, and why does p = 1 not send h to infinity, as
     it does in DPO?
     (2) Swap y and y' and replace p by 1 - p: what changes? Why must it be so?

@@ -1,14 +1,14 @@
-"""Exercises 4 and 6: your ipo_md.py. Copy it to a folder of your own and fill it in.
+"""Exercises 3 and 4: your ipo_md.py.
 
-This file is run on top of the reference's ipo_md.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 4 in sample's docstring of
-sampler.py; exercise 6 in expected_loss's docstring of bandit.py.
-Run: pytest --impl DIR -m ex4    (DIR: your folder)
+Every name of the reference's ipo_md.py is at hand here, beside what you import. Your own helpers
+may have any name: they stay yours, and change nothing for others. The handouts: exercise 3 in
+fixed_point's docstring of bandit.py; exercise 4 in expected_loss's, there, too.
+Run: pytest -m ex3
 """
 
 import torch  # noqa: F401  for your code
 
-# Exercise 4: the geometric mixture and its sampler
+# Exercise 3: the geometric mixture
 
 
 def mixture(log_pi, log_ref, beta):
@@ -21,12 +21,12 @@ def mixture(log_pi, log_ref, beta):
 
     Returns [..., N], normalised.
     """
-    raise NotImplementedError("Exercise 4: write the geometric mixture")
+    raise NotImplementedError("Exercise 3: write the geometric mixture")
 
 
-# Exercise 6: IPO-MD
+# Exercise 4: IPO-MD
 
-PAIR = None  # Exercise 6: who draws y and y', each "policy" or "mixture"
+PAIR = None  # Exercise 4: who draws y and y', each "policy" or "mixture"
 
 
 def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
@@ -44,5 +44,7 @@ def loss(logp, logp_other, ref_logp, ref_logp_other, preference, tau):
         above 0, the regularisation strength.
 
     Returns [B], unreduced. At h = 0 it is 1/(4 tau^2) for every p.
+
+    bandit.expected_loss may pass [..., n, 1] and [..., 1, n] in place of [B]: they broadcast.
     """
-    raise NotImplementedError("Exercise 6: which loss is it?")
+    raise NotImplementedError("Exercise 4: which loss is it?")

@@ -1,9 +1,9 @@
-"""Exercise 5: your policy.py. Copy it to a folder of your own and fill it in.
+"""Exercise 7: your policy.py.
 
-This file is run on top of the reference's policy.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 5 in loss's docstring of
+Every name of the reference's policy.py is at hand here, beside what you import. Your own helpers
+may have any name: they stay yours, and change nothing for others. The handout: loss's docstring of
 nash_md.py.
-Run: pytest --impl DIR -m ex5    (DIR: your folder)
+Run: pytest -m ex7
 """
 
 import torch  # noqa: F401  for your code
@@ -21,7 +21,7 @@ def token_log_probs(model, prompt, response):
 
     Returns [B, T], nats.
     """
-    raise NotImplementedError("Exercise 5: score the response's tokens")
+    raise NotImplementedError("Exercise 7: score the response's tokens")
 
 
 def log_prob(model, prompt, response):
@@ -37,4 +37,4 @@ def log_prob(model, prompt, response):
     Returns [B], nats, in float32, or in the model's precision if that is higher. Not a mean over
     tokens: pi(y | x) is the probability of the whole response.
     """
-    raise NotImplementedError("Exercise 5: score the whole response")
+    raise NotImplementedError("Exercise 7: score the whole response")

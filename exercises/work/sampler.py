@@ -1,8 +1,8 @@
-"""Exercise 4: your sampler.py. Copy it to a folder of your own and fill it in.
+"""Exercise 8: your sampler.py.
 
-This file is run on top of the reference's sampler.py: every other name of that file is at hand, and
-what you define here takes the place of its own. The handouts: exercise 4 in sample's docstring.
-Run: pytest --impl DIR -m ex4    (DIR: your folder)
+Every name of the reference's sampler.py is at hand here, beside what you import. Your own helpers
+may have any name: they stay yours, and change nothing for others. The handout: sample's docstring.
+Run: pytest -m ex8
 """
 
 import torch
@@ -18,7 +18,7 @@ def mix(streams, rows):
 
     Returns [B, V]. The constants C are left out: softmax needs none.
     """
-    raise NotImplementedError("Exercise 4: mix the models' logits")
+    raise NotImplementedError("Exercise 8: mix the models' logits")
 
 
 def draw(logits, uniform):
@@ -31,7 +31,7 @@ def draw(logits, uniform):
 
     Returns [B] int64.
     """
-    raise NotImplementedError("Exercise 4: draw one token a row")
+    raise NotImplementedError("Exercise 8: draw one token a row")
 
 
 @torch.no_grad()
@@ -57,33 +57,36 @@ def sample(policy, reference, prompt, beta, generator, max_tokens=48, uniforms=N
     max_tokens is the longest. mask holds through the end-of-text token; a response cut at
     max_tokens is unfinished and has none.
 
-    Exercise 4: the geometric mixture and its sampler. Functions: ipo_md.mixture; mix, draw and
-    sample here.
+    Exercise 8: the mixture's sampler. Functions: mix, draw, sample.
 
     Goal. Sample from pi^(1-beta) pi_ref^beta, as well as a language model can: one token at a time.
     Background. IPO-MD and Nash-MD draw answers from a mixture of the policy and the reference: the
     geometric mean of their probabilities with weights 1 - beta and beta, divided by its sum. On a
-    small set of answers that is one line. A language model cannot sum over all answers, so section
-    5.1 mixes token by token: the logits of the next token, weighted and added, and softmax
-    normalises. The product of these steps is not the geometric mixture of whole answers (its
-    normalisers depend on the prefix), but it is close, and it can be sampled. Each model needs a
-    key-value cache of its own: that part, the class Stream, is given. An answer ends with the first
-    end-of-text token, which belongs to it: it was a decision of the policy. An answer that reaches
-    max_tokens first was cut: it has no end-of-text token and must not be given one. The losses
-    assume temperature 1 and the whole vocabulary, so that is what is drawn.
-    Task. ipo_md.mixture for tables; mix: the weighted sum of the streams' logits, each stream
-    serving its own rows; draw: one token a row from logits and a uniform number; sample: the loop.
-    Stream(model, rows, weight, prompt, max_tokens) runs the prompts; stream.logits, stream.rows
-    (which of the B rows), stream.weight [rows, 1]; stream.advance(tokens [B]) goes on.
+    small set of answers that is one line, exercise 3's mixture. A language model cannot sum over
+    all answers, so section 5.1 mixes token by token: the logits of the next token, weighted and
+    added, and softmax normalises. The product of these steps is not the geometric mixture of whole
+    answers (its normalisers depend on the prefix), but it is close, and it can be sampled. Each
+    model needs a key-value cache of its own: that part, the class Stream, is given. An answer ends
+    with the first end-of-text token, which belongs to it: it was a decision of the policy. An
+    answer that reaches max_tokens first was cut: it has no end-of-text token and must not be given
+    one. The losses assume temperature 1 and the whole vocabulary, so that is what is drawn.
+    Task. mix: the weighted sum of the streams' logits, each stream serving its own rows; draw: one
+    token a row from logits (float32 or float64) and a uniform number in float64, also at 0 and just
+    below 1; sample: the loop. ids int64; mask and finished bool, or integers 0 and 1. All
+    randomness comes from the generator, never seeded anew, a number for every token and row; or
+    from uniforms, where they are given. Stream(model, rows, weight, prompt, max_tokens) runs the
+    prompts; stream.logits, stream.rows (which of the B rows), stream.weight [rows, 1];
+    stream.advance(tokens [B]) goes on.
     Hints. draw: the first token whose cumulative probability exceeds the uniform number;
     torch.searchsorted, and mind tokens of probability 0. With beta = (0, 0.5) all first responses
     come before all second ones: row r has prompt r % N. A model of weight 0 for every row need not
     run. Keep a tensor of rows still running; record the token, then stop the row.
-    Tests. The mixture by hand; mix and draw by hand; the frequencies of 4,000 answers among the 85
-    possible ones against the exact law (chi-square); masks, finished and the order of rows.
+    Tests. mix and draw by hand, and over 50,257 tokens; the frequencies of 4,000 pairs with two
+    different beta among the 85 possible answers against the exact laws (chi-square), and how often
+    y = y'; two generators; given uniforms token by token; masks, finished and the order of rows.
     Questions. (1) Why is the arithmetic mean of the probabilities another law, and which answers
     does it favour?
     (2) A colleague sets the temperature to 0.7 "for better samples". Which term of the loss is now
     wrong?
     """
-    raise NotImplementedError("Exercise 4: write the sampling loop")
+    raise NotImplementedError("Exercise 8: write the sampling loop")
