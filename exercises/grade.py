@@ -306,6 +306,7 @@ def hand_out(target):
     shutil.copytree(adapters.ROOT / "job", target / "job", ignore=shutil.ignore_patterns("__*__"))
     shutil.copy(adapters.ROOT / "job" / "__init__.py", target / "job")
     shutil.copy(HERE / "grader" / "run.py", target / "exercises" / "grader")
+    shutil.copy(HERE / "lab.ipynb", target / "exercises")
     (target / "work").mkdir()
     for name in FILES:
         shutil.copy(HERE / "work" / name, target / "work")

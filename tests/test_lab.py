@@ -150,7 +150,6 @@ def test_it_works_from_a_handout(tmp_path):
     handout = tmp_path / "handout"
     command = [sys.executable, "exercises/grade.py", "--handout", str(handout)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    shutil.copy(run_lab.NOTEBOOK, handout / "exercises")
     failed = run_in_a_handout(handout)
     assert failed.returncode and "NotImplementedError: Exercise 1" in failed.stderr
     for name in adapters.MODULES:
