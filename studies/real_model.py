@@ -52,15 +52,15 @@ OF_READING = ("_name_or_path", "_model_name_or_path", "quantization_config", "dt
 SYSTEM = "You summarize posts."
 QUESTION = "Summarize this post in one sentence.\n\n"
 TLDR = re.compile(r"SUBREDDIT: .*?\n+TITLE: (.*?)\n+POST: (.*?)\n+TL;DR:", re.DOTALL)
-PROMPT_TOKENS, RESPONSE_TOKENS = 128, 40
+PROMPT_TOKENS, RESPONSE_TOKENS = 96, 40
 HELD_OUT, POSTS = 100, 300
 # Posts of which the start writes four summaries each, to count cycles.
 CYCLES, EACH = 50, 4
 SHOWN = 10
 RESULTS = "results/real_model.jsonl"
-STEPS = 90
-OPTIONS = ["--batch-size", "4", "--lr", "3e-5", "--dtype", "bfloat16", "--supervised-steps", "0"]
-OPTIONS += ["--max-prompt-tokens", str(PROMPT_TOKENS), "--save-every", "15", "--keep", "1"]
+STEPS = 80
+OPTIONS = ["--batch-size", "4", "--lr", "5e-5", "--dtype", "bfloat16", "--supervised-steps", "0"]
+OPTIONS += ["--max-prompt-tokens", str(PROMPT_TOKENS), "--save-every", "10", "--keep", "1"]
 OPTIONS += ["--max-response-tokens", str(RESPONSE_TOKENS), "--eval-prompts", str(HELD_OUT)]
 NAMES = {"ipo_md": "IPO-MD", "ipo": "IPO"}
 
