@@ -169,8 +169,9 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     asked:
         the preference of --preference's file, or None to train a model of it.
 
-    Returns (preference, judge, the preference model's folder or None if there is none, what the
-    judge is worth: report.judge_worth's numbers). Preference and judge are called with
+    Returns (preference, judge, the preference model's folder, what the judge is worth:
+    report.judge_worth's numbers). Preference and folder are None where nobody is asked, as of
+    --offline, the folder also where a file is. Preference and judge are called with
     (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y'); or, where LABEL
     is "rewards", it is called with (prompt, y) and returns r(y).
     """
@@ -186,7 +187,10 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         return asked, judge, None, {}
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
     made_of = options, task, reference, reference_path
-    if options.preference_model:
+    labels, model, path = {}, None, None
+    if options.offline:
+        print("preference: --offline learns from recorded votes and asks no model, none is trained")
+    elif options.preference_model:
         model, path = reused(options, method, task, reference), options.preference_model
         print(f"preference: {path} is used, none is trained")
         numbers = numbers_of(path)
@@ -194,8 +198,9 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
             print(report.held_out(numbers))
     else:
         model, path = preference(*made_of, "preference", pairwise=pairwise)
-    # Of Bradley-Terry, the logit is r(y) - r(y').
-    labels = dict(preference=model, reward=model.logit, rewards=model.reward)
+    if model is not None:
+        # Of Bradley-Terry, the logit is r(y) - r(y').
+        labels = dict(preference=model, reward=model.logit, rewards=model.reward)
     judge, worth = task.judge, {}
     if judge is None:
         judge, judge_path = model, path
@@ -204,7 +209,7 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         else:
             print("judge: no --comparisons to train another; the preference judges, too")
         worth = report.judge_worth(numbers_of(judge_path))
-    return labels[method.LABEL], judge, path, worth
+    return labels.get(method.LABEL), judge, path, worth
 
 
 def reused(options, method, task, policy):
