@@ -19,7 +19,7 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel, recorded, report
+from job import parallel, progress, recorded, report
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
 from job.versions import RECORDED, VERSIONS
@@ -97,6 +97,7 @@ def supervised(options, task, start, data_hash):
         key.append(weights_hash(start))  # the folder's name says nothing of what is in it
 
     def make():
+        progress.announce("supervised policy")
         model = start
         if model is None:
             room = options.max_prompt_tokens + options.max_response_tokens
@@ -112,6 +113,7 @@ def supervised(options, task, start, data_hash):
             options.supervised_steps,
             "supervised policy",
             add_gradients=parallel.add_gradients,
+            bar=progress.bar("supervised policy"),
         )
         return model
 
@@ -282,6 +284,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         key.append(RECORDED)
 
     def make():
+        progress.announce(f"{name} model")
         model = empty_model(options, reference, role, pairwise)
         with precision(options):
             numbers = train_and_test(options, task, reference, model, role, f"{name} model")
@@ -332,8 +335,7 @@ def train_and_test(options, task, reference, model, role, label):
         return found.to(options.device)
 
     steps, lr = options.preference_steps, 2e-3
-    preference_model.train_on_votes(
-        model, comparisons, steps, lr, False, label, parallel.add_gradients
-    )
+    given = model, comparisons, steps, lr, False, label, parallel.add_gradients
+    preference_model.train_on_votes(*given, bar=progress.bar(label))
     guessed = parallel.gather(preference_model.guesses(model, held_out, 10).cpu())
     return preference_model.accuracy(*torch.cat(guessed, 1))
