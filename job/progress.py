@@ -85,7 +85,9 @@ def bar(name):
                 ahead["seconds"] = each / stages[name][1]
             later = {key: stage for key, stage in stages.items() if key != name}
             left = minutes(each * (len(steps) - count) + least(later))
-            shown.set_postfix_str(f"all: {'over ' if later else ''}{left}", refresh=False)
+            unknown = [f" + {key}" for key, stage in later.items() if not least({key: stage})]
+            over = "over " if later else ""
+            shown.set_postfix_str(f"all: {over}{left}{''.join(unknown)}", refresh=False)
 
     return show
 
