@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 
 import job  # before torch: it sets how torch's threads wait
@@ -56,7 +57,7 @@ PROMPT_TOKENS, RESPONSE_TOKENS = 96, 32
 HELD_OUT, POSTS = 100, 200
 # Posts of which the start writes four summaries each, to count cycles.
 CYCLES, EACH = 25, 4
-SHOWN = 10
+SHOWN, TITLE = 10, 60  # pairs of summaries; characters of a post's title, no more of it
 RESULTS = "results/real_model.jsonl"
 STEPS = 48
 OPTIONS = ["--batch-size", "4", "--lr", "1e-4", "--dtype", "bfloat16", "--supervised-steps", "0"]
@@ -207,8 +208,8 @@ def run(options):
     line |= dict(files=[os.path.basename(path) for path in options.prompts])
     line |= dict(cpu_seconds=spent, steps_timed=chosen.steps - done)
     line |= dict(peak_bytes=peak_memory(chosen), curve=curve(out))
-    policy, _ = policies.load(os.path.join(out, "policy"))
-    start, _ = policies.load(options.policy)
+    policy = policies.load(os.path.join(out, "policy"))[0].to(chosen.device)
+    start = policies.load(options.policy)[0].to(chosen.device)
     line |= held_out_numbers(policy, start, tokenizer, held_out)
     if options.loss == "ipo_md":
         line["cycles"] = cycles(start, tokenizer, held_out)
@@ -249,6 +250,7 @@ def held_out_numbers(policy, start, tokenizer, path):
     shown = []
     for row in range(SHOWN):
         title = readers.post_of(texts["prompt"][row]).split("\n", 1)[0]
+        title = textwrap.shorten(title, TITLE, placeholder=" ...")
         shown.append(dict(title=title, before=texts["y_other"][row]))
         shown[-1] |= dict(after=texts["y"][row], p=each[row].mean().item())
     errors = each.std(0) / len(each) ** 0.5
@@ -276,7 +278,7 @@ def cycles(start, tokenizer, path):
     and clear, where each does by 0.1 of probability or more.
     """
     task = held_out_task(tokenizer, path)
-    prompt = task.prompts("test", 0, CYCLES)
+    prompt = task.prompts("test", 0, CYCLES).to(start.device)
     rng = data.generator(0, "cycles", 0)
     ids, mask, _ = sampler.sample(start, None, prompt, (0.0,) * EACH, rng, RESPONSE_TOKENS)
     texts = tokenizer.batch_decode(policies.Tokens(ids, mask).lists(), skip_special_tokens=True)

@@ -206,7 +206,7 @@ def test_posts_are_cut_to_whole_sentences(llama, monkeypatch):
 def test_a_run_and_its_tables(llama, tmp_path, monkeypatch, capsys):
     """Two steps of IPO-MD on few posts: the line's numbers are those of its samples, held-out posts
     are none that are trained on, and the tables are drawn again from the line alone."""
-    sizes = dict(HELD_OUT=10, POSTS=60, CYCLES=3, SHOWN=10, PROMPT_TOKENS=250, RESPONSE_TOKENS=8)
+    sizes = dict(HELD_OUT=10, POSTS=60, CYCLES=3, PROMPT_TOKENS=250, RESPONSE_TOKENS=8)
     for name, value in sizes.items():
         monkeypatch.setattr(real_model, name, value)
     few = ["--batch-size", "4", "--max-prompt-tokens", "250", "--max-response-tokens", "8"]
