@@ -11,7 +11,7 @@ HuggingFaceTB/SmolLM2-135M-Instruct may stand in place of FOLDER, and prepare is
 Left out: a rate and tau for each method, more than one seed, posts as long as they are.
 Run: python -m studies.real_model prepare FOLDER
      python -m studies.real_model run --policy FOLDER --prompts FILE [FILE ...] [--loss ipo]
-     python -m studies.real_model table        (the page's tables and samples from the lines alone)
+     python -m studies.real_model_page         (results/real_model.md from the lines alone)
 A run that was stopped goes on by the same command.
 """
 
@@ -303,116 +303,6 @@ def cycle_margin(prompt, one, two, three):
     return max(ahead.min().item(), (-ahead).min().item())
 
 
-# ---- the page ----
-
-
-def table(path):
-    """Prints the tables and samples of the lines in a file, and draws their curves beside it.
-
-    Of two lines of a method the later counts.
-    """
-    lines = {}
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            line = json.loads(text)
-            lines[line["name"]] = line
-    print_runs(lines.values())
-    print_readers(lines.values())
-    for line in lines.values():
-        if "cycles" in line:
-            found = line["cycles"]
-            print(
-                f"Of {found['triples']} triples of the start's own summaries of one post "
-                f"{found['cyclic']:.3f} are cycles of the panel, {found['clear']:.3f} with "
-                "margins of 0.1 or more.\n"
-            )
-    for line in lines.values():
-        print_curve(line)
-    for line in lines.values():
-        print_samples(line)
-    plot(os.path.splitext(path)[0] + ".png", lines.values())
-
-
-def interval(value, error):
-    """A number with the 95 % interval of its standard error, as text."""
-    return f"{value:.3f} ({value - 1.96 * error:.3f} to {value + 1.96 * error:.3f})"
-
-
-def print_runs(lines):
-    """What each run took, and what it is worth on the held-out posts."""
-    print("| method | steps x posts | rate | CPU s a step | peak GB |")
-    print("|---|---|---|---|---|")
-    for line in lines:
-        # The evaluations on the way are in it.
-        seconds = line["cpu_seconds"] / line["steps_timed"]
-        print(
-            f"| {NAMES[line['name']]} | {line['steps']} x {line['batch']} | {line['lr']:g} "
-            f"| {seconds:.1f} | {line['peak_bytes'] / 1e9:.1f} |"
-        )
-    print()
-    print(
-        "| method | win rate over the start (95 %) | KL, nats | tokens | start's | cut | distinct |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for line in lines:
-        print(
-            f"| {NAMES[line['name']]} | {interval(line['win_rate'], line['win_rate_se'])} "
-            f"| {line['kl']:.1f} | {line['length']:.1f} | {line['length_other']:.1f} "
-            f"| {line['unfinished']:.2f} | {line['distinct']:.2f} |"
-        )
-    print()
-
-
-def print_readers(lines):
-    """Each reader's own win rate, and what it counts."""
-    print(f"| method | {' | '.join(readers.READERS)} | key words | words | faults |")
-    print("|---" * 7 + "|")
-    for line in lines:
-        rates = []
-        for name in readers.READERS:
-            rates.append(interval(line["readers"][name], line["readers_se"][name]))
-        counted = [f"{count:.2f}" for count in line["counts"]]
-        print(f"| {NAMES[line['name']]} | {' | '.join([*rates, *counted])} |")
-    # The start's differ from line to line by nothing: its responses have a stream of their own.
-    counted = [f"{count:.2f}" for count in line["counts_start"]]
-    print(f"| the start | {' | '.join(['', '', '', *counted])} |\n")
-
-
-def print_curve(line):
-    """The evaluations on the way, on posts that are not trained on."""
-    print(
-        f"| {NAMES[line['name']]}, step | {' | '.join(str(at['step']) for at in line['curve'])} |"
-    )
-    print("|---" * (len(line["curve"]) + 1) + "|")
-    for name, digits in (("win_rate", 3), ("kl", 1), ("length", 1)):
-        values = [f"{at[name]:.{digits}f}" for at in line["curve"]]
-        print(f"| {name} | {' | '.join(values)} |")
-    print()
-
-
-def print_samples(line):
-    """The first summaries of the held-out posts, before and after."""
-    print(f"| post's title | before | after {NAMES[line['name']]} | p |")
-    print("|---|---|---|---|")
-    for shown in line["samples"]:
-        cells = [shown[name] for name in ("title", "before", "after")]
-        cells = [" ".join(cell.split()).replace("|", "/") for cell in cells]
-        print(f"| {' | '.join(cells)} | {shown['p']:.2f} |")
-    print()
-
-
-def plot(path, lines):
-    """The curves of all lines as one picture."""
-    panels = []
-    for name, title in list(job.report.CURVES.items())[:3]:
-        series = {}
-        for line in lines:
-            values = [at[name] for at in line["curve"]]
-            series[NAMES[line["name"]]] = [at["step"] for at in line["curve"]], values
-        panels.append((title, "step", "", series))
-    job.report.plot(path, panels)
-
-
 # ---- the command ----
 
 
@@ -439,8 +329,6 @@ def parse(argv):
     add("--lr", type=job.options.positive, help="another rate, for a try")
     add("--out", default="runs/real_model", help="folder of the runs (default runs/real_model)")
     add("--results", default=RESULTS, help=f"file of the lines (default {RESULTS})")
-    add = parts.add_parser("table", help="print the page's tables from the lines").add_argument
-    add("--results", default=RESULTS, help=f"file of the lines (default {RESULTS})")
     return parser.parse_args(argv)
 
 
@@ -453,10 +341,8 @@ def main(argv=None):
             prepare(options.folder)
         elif options.part == "convert":
             convert(options.source, options.folder)
-        elif options.part == "run":
+        else:
             run(options)
-        if options.part in ("run", "table"):
-            table(options.results)
     except job.report.EXPECTED as error:
         status, line = job.report.ending(error)
         print(f"studies.real_model: {line}", file=sys.stderr)

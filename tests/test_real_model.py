@@ -3,6 +3,7 @@ model with it: here a tiny one stands in for it, and nothing is downloaded."""
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import policy as policies
 from studies import readers, real_model
+from studies import real_model_page as page
 from test_data import records, write
 
 POST = "Me [22F] with Bob, 2 years\nWe moved to Paris. Our Landlord raised the rents again."
@@ -205,7 +207,7 @@ def test_posts_are_cut_to_whole_sentences(llama, monkeypatch):
 @pytest.mark.usefixtures("small_and_cached")
 def test_a_run_and_its_tables(llama, tmp_path, monkeypatch, capsys):
     """Two steps of IPO-MD on few posts: the line's numbers are those of its samples, held-out posts
-    are none that are trained on, and the tables are drawn again from the line alone."""
+    are none that are trained on, and the page is written again from the line alone."""
     sizes = dict(HELD_OUT=10, POSTS=60, CYCLES=3, PROMPT_TOKENS=250, RESPONSE_TOKENS=8)
     for name, value in sizes.items():
         monkeypatch.setattr(real_model, name, value)
@@ -218,7 +220,6 @@ def test_a_run_and_its_tables(llama, tmp_path, monkeypatch, capsys):
     argv = ["run", "--policy", str(llama), "--prompts", str(path), "--steps", "2"]
     argv += ["--out", str(tmp_path / "runs"), "--results", str(lines)]
     assert real_model.main(argv) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
     (line,) = [json.loads(text) for text in lines.read_text().splitlines()]
     assert [at["step"] for at in line["curve"]] == [0, 2] and line["curve"][0]["kl"] == 0
     assert line["win_rate"] == pytest.approx(sum(line["readers"].values()) / 3, abs=1e-6)
@@ -229,10 +230,27 @@ def test_a_run_and_its_tables(llama, tmp_path, monkeypatch, capsys):
         texts = (tmp_path / "runs" / f"{name}.jsonl").read_text().splitlines()
         parts.append(set(texts))
     assert [len(part) for part in parts] == [60, 10] and not parts[0] & parts[1]
-    assert real_model.main(["table", "--results", str(lines)]) == 0
-    table = capsys.readouterr().out
-    assert shown.endswith(table) and table.count("\n| ") > 15
+    assert page.main(["--results", str(lines)]) == 0
+    assert f"written: {tmp_path / 'real_model.md'}" in capsys.readouterr().out
+    written = (tmp_path / "real_model.md").read_text()
+    assert written == page.page([line]) and written.count("\n| ") > 25
     assert (tmp_path / "real_model.png").stat().st_size > 5000
+
+
+def test_what_is_said_of_a_win_rate():
+    """0.6 with a standard error of 0.05 reaches down to 0.502, with 0.06 to 0.482."""
+    for rate, error, said in ((0.6, 0.05, "beats"), (0.6, 0.06, "not shown"), (0.4, 0.05, "worse")):
+        assert said in page.verdict(dict(name="ipo", win_rate=rate, win_rate_se=error))
+    assert page.plain_cell("a|b *c* [d](e)") == "a\\|b \\*c\\* \\[d\\](e)"
+
+
+LINES = Path(real_model.__file__).parent.parent / "results" / "real_model.jsonl"
+
+
+@pytest.mark.skipif(not LINES.exists(), reason="no run was kept")
+def test_the_committed_page_is_written_from_its_lines():
+    lines = page.read_lines(LINES).values()
+    assert LINES.with_suffix(".md").read_text(encoding="utf-8") == page.page(lines)
 
 
 def test_too_few_posts(llama, tmp_path, capsys):
