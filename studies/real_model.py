@@ -206,6 +206,8 @@ def run(options):
     line = dict(name=options.loss, version=job.versions.version(), lr=chosen.lr, tau=chosen.tau)
     line |= dict(beta=chosen.beta, batch=chosen.batch_size, steps=chosen.steps)
     line |= dict(files=[os.path.basename(path) for path in options.prompts])
+    with open(posts, encoding="utf-8") as file:
+        line["posts"] = len(file.readlines())
     line |= dict(cpu_seconds=spent, steps_timed=chosen.steps - done)
     line |= dict(peak_bytes=peak_memory(chosen), curve=curve(out))
     policy = policies.load(os.path.join(out, "policy"))[0].to(chosen.device)

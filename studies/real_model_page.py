@@ -12,7 +12,7 @@ import sys
 import job.report  # before torch: it sets how torch's threads wait
 import policy as policies
 from studies import readers
-from studies.real_model import HELD_OUT, NAMES, POSTS, PROMPT_TOKENS, RESPONSE_TOKENS, RESULTS
+from studies.real_model import HELD_OUT, NAMES, PROMPT_TOKENS, RESPONSE_TOKENS, RESULTS
 
 
 def read_lines(path):
@@ -38,7 +38,8 @@ def write_page(path):
 def page(lines):
     """The page of some lines as text."""
     lines = list(lines)
-    sizes = dict(room=PROMPT_TOKENS, most=RESPONSE_TOKENS, posts=POSTS, held_out=HELD_OUT)
+    sizes = dict(room=PROMPT_TOKENS, most=RESPONSE_TOKENS, held_out=HELD_OUT)
+    sizes["posts"] = lines[0]["posts"]
     files = ", ".join(f"`{name}`" for name in lines[0]["files"])
     parts = [HEAD.format(files=files, **sizes)]
     parts += [of_runs(lines), "".join(map(verdict, lines)), of_readers(lines)]
@@ -90,10 +91,12 @@ def of_runs(lines):
     """What each run took, and what it is worth on the held-out posts."""
     took, worth = [], []
     for line in lines:
-        # The evaluations on the way are in it.
-        seconds = line["cpu_seconds"] / line["steps_timed"]
+        seconds = "-"  # of a run that was finished before
+        if line["steps_timed"]:
+            # The evaluations on the way are in it.
+            seconds = f"{line['cpu_seconds'] / line['steps_timed']:.1f}"
         sizes = f"{line['steps']} x {line['batch']}", f"{line['lr']:g}", f"{line['tau']:g}"
-        cost = f"{seconds:.1f}", f"{line['peak_bytes'] / 1e9:.1f}"
+        cost = seconds, f"{line['peak_bytes'] / 1e9:.1f}"
         took.append([NAMES[line["name"]], *sizes, *cost])
         rate = interval(line["win_rate"], line["win_rate_se"])
         numbers = [f"{line[name]:.1f}" for name in ("kl", "length", "length_other")]

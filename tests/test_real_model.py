@@ -224,7 +224,7 @@ def test_a_run_and_its_tables(llama, tmp_path, monkeypatch, capsys):
     assert [at["step"] for at in line["curve"]] == [0, 2] and line["curve"][0]["kl"] == 0
     assert line["win_rate"] == pytest.approx(sum(line["readers"].values()) / 3, abs=1e-6)
     assert sum(shown["p"] for shown in line["samples"]) / 10 == pytest.approx(line["win_rate"])
-    assert line["cycles"]["triples"] == 12 and line["steps_timed"] == 2
+    assert line["cycles"]["triples"] == 12 and line["steps_timed"] == 2 and line["posts"] == 60
     parts = []
     for name in ("posts", "held_out"):
         texts = (tmp_path / "runs" / f"{name}.jsonl").read_text().splitlines()
