@@ -180,8 +180,9 @@ def add_options(add, count):
     )
     add(
         "--prompts",
-        help="a .jsonl, .json, .csv or .parquet file or hub name with the field prompt; "
-        "default: the built-in task's test posts",
+        help="records prompt, or messages: a .jsonl, .json, .csv, .tsv (or .gz) or .parquet file, "
+        "a folder saved by datasets or a hub name, these two also as NAME:SPLIT "
+        "(default: the built-in task's test posts)",
     )
     add("--count", type=int, default=count, help=f"prompts to compare on (default {count})")
     add("--seed", type=int, default=0, help="of the samples (default 0)")

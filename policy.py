@@ -151,7 +151,7 @@ def renew(copies, policy, step, options):
             model.load_state_dict(policy.state_dict())
 
 
-def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None):
+def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None, bar=tqdm):
     """AdamW with a short warm-up and then a linear decay of every learning rate.
 
     groups:
@@ -167,6 +167,8 @@ def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None):
     add_gradients:
         add_gradients(parameters) sums the gradients of several processes, each of which has the
         loss of its rows (job/parallel.py). None for one process.
+    bar:
+        what shows the steps, called as tqdm is.
     """
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -174,7 +176,7 @@ def minimise(groups, loss, steps, label, max_norm=1.0, add_gradients=None):
     for group in optimizer.param_groups:
         parameters += group["params"]
     warmup = min(50, steps // 5 + 1)
-    for step in tqdm(range(steps), desc=label, mininterval=1.0):
+    for step in bar(range(steps), desc=label, mininterval=1.0):
         rise = min(1.0, (step + 1) / warmup)
         fall = max(0.02, 1 - step / steps)  # never 0: the last steps still learn
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -166,7 +166,7 @@ class PreferenceModel(nn.Module):
 
 
 def train_on_votes(
-    model, comparisons, steps, lr, finetune, label, add_gradients=None, *, weight_decay=0.0
+    model, comparisons, steps, lr, finetune, label, add_gradients=None, *, weight_decay=0.0, **bar
 ):
     """Trains on votes by the logistic loss -log p(winner > loser).
 
@@ -188,6 +188,8 @@ def train_on_votes(
         as policy.minimise takes it, where comparisons holds one process's share.
     weight_decay:
         AdamW's, from 0, of all that is trained.
+    bar:
+        as policy.minimise takes it, or nothing.
 
     Returns the model, frozen and in eval mode.
     """
@@ -215,7 +217,7 @@ def train_on_votes(
     # Not clipped: the rare votes against the majority have the large gradients, and cutting those
     # makes p overconfident.
     no_limit = float("inf")
-    policies.minimise(groups, loss, steps, label, no_limit, add_gradients)
+    policies.minimise(groups, loss, steps, label, no_limit, add_gradients, **bar)
     return model.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ the layouts of TRL, each in texts or in conversations (lists of {"role": ..., "c
 and "Human: ... Assistant: ..." in one text, as the HH data have it. Other fields are ignored.
 A conversation becomes a text by the tokenizer's chat template, or plainly where it has none.
 Names are names, not patterns; a cell of a table that spells NA or a date is a text.
-Left out: streaming, images, tool calls, labels of single responses.
+Left out: streaming, images, tool calls, labels of single responses (a warning says so).
 """
 
 import csv
@@ -36,7 +36,9 @@ LAYOUTS = {
     "comparisons": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "prompts": (("prompt",), ("messages",), ("chosen", "rejected")),
 }
-COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label")
+# What KTO's records say of a bad completion, in a .json file and in a table's cell.
+BAD = (False, "false", "0")
 EXTENSIONS = (
     *(".jsonl", ".json", ".csv", ".tsv", ".parquet"),
     *(".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz"),
@@ -103,6 +105,7 @@ def read(option, source):
     name = f"--{option} {source}"
     found = Found(name, None, [], [])
     left_out = dict.fromkeys(REASONS, 0)
+    bad = 0
     try:
         for place, row in rows_of(source):
             try:
@@ -120,6 +123,7 @@ def read(option, source):
             else:
                 found.rows.append({field: record[field] for field in FIELDS[option]})
                 found.places.append(place)
+                bad += option == "demos" and is_marked_bad(row)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not found.rows:
@@ -128,7 +132,18 @@ def read(option, source):
     for reason, count in left_out.items():
         if count:
             print(f"warning: {name}: {count} {reason} are left out")
+    if bad:
+        print(
+            f"warning: {name}: {bad} of {len(found.rows)} are marked bad by their 'label' and are "
+            "imitated like the others; remove them, or make comparisons of a good and a bad one"
+        )
     return found
+
+
+def is_marked_bad(row):
+    """Whether a record's label says that its completion is bad, as KTO's records have it."""
+    label = row.get("label")
+    return (label.lower() if isinstance(label, str) else label) in BAD
 
 
 # The layout of a record
@@ -143,7 +158,10 @@ def layout_of(option, row):
             return Layout(fields, kinds_of(fields, row))
     wanted = " or ".join(", ".join(fields) for fields in LAYOUTS[option])
     has = ", ".join(map(repr, row))[:200] or "none"
-    raise ValueError(f"its fields are {has}; give {wanted} (texts or lists of messages)")
+    pair_them = ""
+    if option == "comparisons" and "label" in row:
+        pair_them = "; of completions with a label each, pair a good and a bad one of a prompt"
+    raise ValueError(f"its fields are {has}; give {wanted} (texts or lists of messages){pair_them}")
 
 
 def kinds_of(fields, row):

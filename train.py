@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, recorded, report, residual, stages
+from job import judged, parallel, progress, recorded, report, residual, stages
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 
 
@@ -179,6 +179,7 @@ def run_job(options):
     method = find_method(options.loss)
     report.print_method(options, method)
     asked = judged.asked_file(options, task.tokenizer)
+    progress.begin(progress.plan(options, method, task, asked))
     stages.reused(options, method, task, start)  # a model that does not fit is refused here
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)

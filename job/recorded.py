@@ -15,7 +15,7 @@ import torch
 
 import data
 import preference_model
-from job import parallel
+from job import parallel, progress
 
 PAIRS = 32  # a step
 PASSES = 8  # over the training pairs, at most: the best weights come from an earlier one
@@ -72,8 +72,8 @@ def train_and_test(options, task, reference, model, role, label, recipe=RECIPE, 
     every = max(1, steps // LOOKS)
     rates = recipe["lr"], recipe["finetune"]
     given = model, comparisons, validate, every, steps, *rates, label, parallel.add_gradients
-    decay = recipe["weight_decay"]
-    looks = preference_model.train_until_best(*given, weight_decay=decay)
+    more = dict(weight_decay=recipe["weight_decay"], bar=progress.bar(label))
+    looks = preference_model.train_until_best(*given, **more)
     stopped = min(looks, key=lambda look: look["loss"])["step"]
     training = len(task.parts[f"{role} training"])
     return dict(

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_model
 from tqdm import tqdm
 
 import policy as policies
-from job import parallel
+from job import parallel, progress
 from job.versions import version
 
 # Options that change nothing of a run's result: another value is no other run.
@@ -110,7 +110,9 @@ class Run:
             self.metrics.truncate(state["metrics"])  # lines after the checkpoint are written again
         label = f"alignment, {options.loss}"
         self.stepping = True
-        for step in tqdm(range(state["step"], options.steps), desc=label, mininterval=1.0):
+        progress.announce(label)
+        steps = range(state["step"], options.steps)
+        for step in progress.bar(label)(steps, desc=label, mininterval=1.0):
             yield step
             done = step + 1
             # Of all processes: they stop behind one step, or some would wait for ever.

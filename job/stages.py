@@ -19,7 +19,7 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel, recorded, report
+from job import parallel, progress, recorded, report
 from job.options import precision
 from job.run import locked, publish, read_json, write_json
 from job.versions import RECORDED, VERSIONS
@@ -97,6 +97,7 @@ def supervised(options, task, start, data_hash):
         key.append(weights_hash(start))  # the folder's name says nothing of what is in it
 
     def make():
+        progress.announce("supervised policy")
         model = start
         if model is None:
             room = options.max_prompt_tokens + options.max_response_tokens
@@ -112,6 +113,7 @@ def supervised(options, task, start, data_hash):
             options.supervised_steps,
             "supervised policy",
             add_gradients=parallel.add_gradients,
+            bar=progress.bar("supervised policy"),
         )
         return model
 
@@ -169,8 +171,9 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     asked:
         the preference of --preference's file, or None to train a model of it.
 
-    Returns (preference, judge, the preference model's folder or None if there is none, what the
-    judge is worth: report.judge_worth's numbers). Preference and judge are called with
+    Returns (preference, judge, the preference model's folder, what the judge is worth:
+    report.judge_worth's numbers). Preference and folder are None where nobody is asked, as of
+    --offline, the folder also where a file is. Preference and judge are called with
     (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y'); or, where LABEL
     is "rewards", it is called with (prompt, y) and returns r(y).
     """
@@ -186,7 +189,10 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         return asked, judge, None, {}
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
     made_of = options, task, reference, reference_path
-    if options.preference_model:
+    labels, model, path = {}, None, None
+    if options.offline:
+        print("preference: --offline learns from recorded votes and asks no model, none is trained")
+    elif options.preference_model:
         model, path = reused(options, method, task, reference), options.preference_model
         print(f"preference: {path} is used, none is trained")
         numbers = numbers_of(path)
@@ -194,8 +200,9 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
             print(report.held_out(numbers))
     else:
         model, path = preference(*made_of, "preference", pairwise=pairwise)
-    # Of Bradley-Terry, the logit is r(y) - r(y').
-    labels = dict(preference=model, reward=model.logit, rewards=model.reward)
+    if model is not None:
+        # Of Bradley-Terry, the logit is r(y) - r(y').
+        labels = dict(preference=model, reward=model.logit, rewards=model.reward)
     judge, worth = task.judge, {}
     if judge is None:
         judge, judge_path = model, path
@@ -204,7 +211,7 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         else:
             print("judge: no --comparisons to train another; the preference judges, too")
         worth = report.judge_worth(numbers_of(judge_path))
-    return labels[method.LABEL], judge, path, worth
+    return labels.get(method.LABEL), judge, path, worth
 
 
 def reused(options, method, task, policy):
@@ -277,6 +284,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
         key.append(RECORDED)
 
     def make():
+        progress.announce(f"{name} model")
         model = empty_model(options, reference, role, pairwise)
         with precision(options):
             numbers = train_and_test(options, task, reference, model, role, f"{name} model")
@@ -327,8 +335,7 @@ def train_and_test(options, task, reference, model, role, label):
         return found.to(options.device)
 
     steps, lr = options.preference_steps, 2e-3
-    preference_model.train_on_votes(
-        model, comparisons, steps, lr, False, label, parallel.add_gradients
-    )
+    given = model, comparisons, steps, lr, False, label, parallel.add_gradients
+    preference_model.train_on_votes(*given, bar=progress.bar(label))
     guessed = parallel.gather(preference_model.guesses(model, held_out, 10).cpu())
     return preference_model.accuracy(*torch.cat(guessed, 1))

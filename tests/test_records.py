@@ -733,3 +733,20 @@ def test_evaluate_asks_through_the_template(tmp_path, capsys, chat):
     argv = [str(tmp_path / "a")] * 2 + ["--prompts", source, "--judge", str(tmp_path / "judge.py")]
     evaluate.main([*argv, "--count", "2", "--max-response-tokens", "4"])
     assert "READ 'user\\npost 1?\\nassistant\\n'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
+def test_labels_of_single_responses_are_said_to_be_ignored(tmp_path, capsys, extension):
+    """KTO's records, a label a completion: as demos all are read, those marked bad are counted in a
+    line; without such a mark nothing is said; as comparisons they are refused with what to do."""
+    rows = []
+    for k, label in enumerate((True, False, True, False, False)):
+        rows.append(dict(prompt=f"p {k}", completion=f" c {k}", label=label))
+    path = write(tmp_path / f"kto.{extension}", rows)
+    assert len(records.read("demos", str(path)).rows) == 5
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "3 of 5 are marked bad by their 'label'" in out
+    good = write(tmp_path / f"good.{extension}", rows[::2][:2])
+    assert len(records.read("demos", str(good)).rows) == 2 and not capsys.readouterr().out
+    with pytest.raises(ValueError, match="pair a good and a bad one of a prompt"):
+        records.read("comparisons", str(path))

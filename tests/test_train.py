@@ -740,6 +740,9 @@ def test_comparisons_alone(place, capsys):
         == 0
     )
     out_offline = without_the_judges_warning(capsys.readouterr().out)
+    assert "asks no model, none is trained" in out_offline
+    assert "\npreference: " in out and "\nreward" not in out_offline and "judge: " in out_offline
+    assert out_offline.count("longer wins") == 1, "the judge alone is trained"
     warning = [line for line in out_offline.splitlines() if line.startswith("warning")]
     assert (
         len(warning) == 1
