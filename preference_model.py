@@ -23,12 +23,12 @@ import os
 from functools import partial
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import files
 import policy as policies
 import side_by_side
 from data import Comparisons
@@ -477,8 +477,7 @@ def load_for(folder, tokenizer, size):
     of another size, where the folder does not say with which.
     """
     model = load(folder)
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        known = json.load(file).get("vocabulary")
+    known = files.read_object(os.path.join(folder, "config.json")).get("vocabulary")
     fits = known == vocabulary_hash(tokenizer)
     if known is None:
         fits = model.body.config.vocab_size == size
@@ -511,8 +510,8 @@ def load(folder):
     weights are not those of a preference model.
     """
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
+        config = files.read_object(os.path.join(folder, "config.json"))
+        check_shapes(config, files.tensors(os.path.join(folder, "model.safetensors")))
         model = PreferenceModel(untrained(config["body"]), config["pairwise"])
         policies.mask_ids(model.body, config.get("impossible", []))
         weights = load_file(os.path.join(folder, "model.safetensors"))
@@ -520,19 +519,31 @@ def load(folder):
         missing, unexpected = model.load_state_dict(weights, strict=False)
         if unexpected or set(missing) != tied:
             raise KeyError(f"unexpected weights {unexpected or missing}")
-    except (
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        raise ValueError(
-            f"{folder}: not a preference model's folder: {policies.first_line(error)}"
-        ) from None
+        files.check_finite(model)
+    except Exception as error:  # json's, safetensors', torch's, transformers' of a damaged file
+        if files.is_out_of_memory(error):
+            raise
+        reason = policies.first_line(error).removeprefix(f"{folder}: ")
+        raise ValueError(f"{folder}: not a preference model's folder: {reason}") from None
     return model.eval().requires_grad_(False)
+
+
+def check_shapes(config, found):
+    """Raises ValueError if a folder's config asks for other weights than there are.
+
+    config:
+        as save wrote it.
+    found:
+        {name: shape} of the weights' file. Sizes that no memory holds are seen before they are
+        asked for.
+    """
+    files.check_layers(config, len(found))
+    with torch.device("meta"):  # shapes alone
+        wanted = PreferenceModel(untrained(config["body"]), config["pairwise"]).state_dict()
+    for name, shape in found.items():
+        if name in wanted and list(wanted[name].shape) != shape:
+            shapes = f"the shape {shape}, its config asks for {list(wanted[name].shape)}"
+            raise ValueError(f"the weights {name} have {shapes}")
 
 
 def untrained(config):

@@ -8,8 +8,9 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import policy as policies
+from job import folder
+from job.folder import write_json
 from job.options import drawn_by, is_group, requested, requests
-from job.run import write_json
 
 # What may end a run that is no mistake of the program.
 EXPECTED = (
@@ -295,7 +296,8 @@ def plot(path, panels):
         axis.grid(alpha=0.3)
         if len(series) > 1:
             axis.legend(fontsize=7)
-    figure.savefig(path, dpi=100)
+    with folder.whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def curves(metrics):
@@ -332,11 +334,14 @@ def write_results(options, task, policy, numbers, kept, judge, seconds):
     Returns the summary.
     """
     out = options.out
-    with open(os.path.join(out, "samples.txt"), "w", encoding="utf-8") as file:
+    with folder.whole_file(os.path.join(out, "samples.txt")) as file:
         file.write(samples(kept, judge, task.tokenizer))
     plot(os.path.join(out, "curves.png"), curves(os.path.join(out, "metrics.jsonl")))
-    policy.save_pretrained(os.path.join(out, "policy"))
-    task.tokenizer.save_pretrained(os.path.join(out, "policy"))
+    with folder.whole(os.path.join(out, "policy")) as unfinished:
+        policy.save_pretrained(unfinished)
+        task.tokenizer.save_pretrained(unfinished)
+        hashes = folder.hashes(unfinished)
+    write_json(os.path.join(out, folder.MANIFEST), hashes)
     cut = getattr(task, "cut", None)
     if cut:
         print(

@@ -24,8 +24,8 @@ import job  # before torch: it sets how torch's threads wait
 import torch
 
 import data
+import job.folder
 import job.options
-import job.run
 import job.stages
 import policy as policies
 from job import recorded
@@ -128,7 +128,7 @@ def work_off(options, choice, lines):
             lines[name] = line
             os.makedirs(os.path.dirname(choice.results) or ".", exist_ok=True)
             with open(choice.results, "a", encoding="utf-8", newline="") as file:
-                job.run.append_line(file, line)
+                job.folder.append_line(file, line)
 
 
 def read_lines(path, of_any_version):

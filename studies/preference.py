@@ -16,9 +16,8 @@ import job  # before torch: it sets how torch's threads wait
 # isort: split
 import data
 import job.options
-import job.run
 import policy as policies
-from job import recorded, report, stages
+from job import folder, recorded, report, stages
 
 
 def train_one(options):
@@ -39,10 +38,8 @@ def train_one(options):
     pairwise = job.options.find_method(options.loss).LABEL == "preference"
     given = options, task, reference, reference_path, "preference"
     _, path = stages.preference(*given, pairwise=pairwise)
-    unfinished = f"{options.out}.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(path, unfinished)
-    job.run.publish(unfinished, options.out)
+    with folder.whole(options.out) as unfinished:
+        shutil.copytree(path, unfinished, dirs_exist_ok=True)
     return stages.numbers_of(options.out)
 
 

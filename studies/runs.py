@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import job.folder
 import job.options
 import job.report
-import job.run
 import job.stages
 import job.versions
 import policy as policies
@@ -150,7 +150,7 @@ def run_cell(todo):
     out, _ = run_by_train(todo, todo["name"])
     line = {name: value for name, value in todo.items() if name != "where"}
     line["points"] = []
-    for path in job.run.checkpoints(out):
+    for path in job.folder.checkpoints(out):
         pair = dict(a=os.path.relpath(path, there["folder"]), b="SFT", split="validation")
         point = compare(dict(name=todo["name"], **pair, where=there))
         point["step"] = int(path[-6:])
@@ -249,7 +249,7 @@ def work_off(study, work, todos):
         for future in tqdm(finished, desc=work.__name__, total=len(futures)):
             line = dict(future.result(), version=study.version)
             study.lines[line["name"]] = line
-            job.run.append_line(file, line)
+            job.folder.append_line(file, line)
 
 
 def read_lines(study):
