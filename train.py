@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, recorded, report, stages
+from job import judged, parallel, recorded, report, stages, terminal
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 
 
@@ -206,7 +206,7 @@ def main(argv=None):
     after Ctrl-C and SIGTERM.
     """
     policies.quiet()
-    with parallel.joined() as say:
+    with parallel.joined() as say, terminal.shown():
         try:
             with job.run.signals(job.run.stop):
                 options = parse(argv)
