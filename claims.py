@@ -20,6 +20,10 @@ import time
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import stopping  # noqa: F401  before torch: Ctrl-C while it is imported is one line
+
+# isort: split
+
 import torch
 
 import bandit

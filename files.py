@@ -93,10 +93,18 @@ def check_model_folder(folder):
     if "adapter_config.json" in names:
         raise ValueError("holds an adapter; merge it into its model and give that")
     config = os.path.join(folder, "config.json")
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if weights and os.path.exists(config):
-        count = sum(len(tensors(os.path.join(folder, name))) for name in weights)
-        check_layers(read_object(config), count)
+    found = tensors_of_folder(folder)
+    if found and os.path.exists(config):
+        check_layers(read_object(config), len(found))
+
+
+def tensors_of_folder(folder):
+    """The tensors of all .safetensors files of a folder: {name: its shape, a list}."""
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".safetensors"):
+            found |= tensors(os.path.join(folder, name))
+    return found
 
 
 def tensors(path):
@@ -122,6 +130,21 @@ def check_layers(config, most):
             raise ValueError(
                 f"its config says {name} {value}"[:60] + f", its weights are {most} tensors"
             )
+
+
+def check_shapes(found, model):
+    """Raises ValueError if weights have another shape than a model's of the same name.
+
+    found:
+        {name: shape} of a file or folder.
+    model:
+        may be on the device meta, which has shapes and no numbers.
+    """
+    wanted = model.state_dict()
+    for name, shape in found.items():
+        if name in wanted and list(wanted[name].shape) != shape:
+            shapes = f"the shape {shape}, its config asks for {list(wanted[name].shape)}"
+            raise ValueError(f"the weights {name} have {shapes}")
 
 
 def check_finite(model):

@@ -280,6 +280,10 @@ def load_weights(source, config):
         as load_config returns it.
     """
     refuse_pickles(source, config)
+    if os.path.isdir(source):
+        with torch.device("meta"):  # shapes alone: a size that no memory holds is seen before
+            wanted = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        files.check_shapes(files.tensors_of_folder(source), wanted)
     model, found = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
@@ -287,11 +291,7 @@ def load_weights(source, config):
         trust_remote_code=False,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused by name below
     )
-    for name, there, here in found["mismatched_keys"]:
-        shapes = f"the shape {list(there)}, its config asks for {list(here)}"
-        raise ValueError(f"the weights {name} have {shapes}")
     if found["missing_keys"]:  # transformers would go on with random numbers in their place
         raise ValueError(f"the weights lack {min(found['missing_keys'])}")
     for module in model.modules():

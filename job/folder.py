@@ -284,6 +284,6 @@ def check_moments(moments, optimizer, taken):
 
 def warn_damaged(path, error):
     """Says on the standard error which checkpoint is passed over, and why."""
-    reason = files.escaped(str(error).strip().partition("\n")[0])
+    reason = files.escaped(str(error).strip().partition("\n")[0]).replace(f"{path}/", "")
     what = f"{files.escaped(path)} is damaged ({reason})"
     print(f"warning: {what}; trying the checkpoint before it", file=sys.stderr)

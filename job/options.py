@@ -171,6 +171,8 @@ def text(value):
     """A text that says something: an empty one is not the same as none."""
     if not value.strip():
         raise argparse.ArgumentTypeError("is empty; give a value, or leave the option out")
+    if not value.isprintable():  # nor bytes that are no letters: libraries cannot write such names
+        raise argparse.ArgumentTypeError(f"{ascii(value)}: give a name of letters that are shown")
     return value
 
 
@@ -219,7 +221,9 @@ def parse(argv):
     parser.error = fail  # one line without the usage, like every other error
     add_method_options(parser.add_argument_group("the method").add_argument)
     add_lag_options(parser.add_argument_group("what lags behind the policy").add_argument)
-    add_data_options(parser.add_argument_group("data and models").add_argument)
+    add = parser.add_argument_group("data and models").add_argument
+    add_data_options(add)
+    add_judge_options(add)
     add_stage_options(parser.add_argument_group("the stages before the alignment").add_argument)
     add_run_options(parser.add_argument_group("the run").add_argument)
     options = parser.parse_args(argv)
@@ -331,21 +335,6 @@ def add_data_options(add):
         "(default: the demos' or comparisons')",
     )
     add(
-        "--preference",
-        type=text,
-        metavar="FILE.py",
-        help="code of yours, which is run: its function preference(prompts, ys, ys_other) takes "
-        "lists of texts and returns probabilities; in place of a trained preference model, "
-        "and of the judge but on the built-in task, whose panel stays",
-    )
-    add(
-        "--preference-model",
-        type=text,
-        metavar="FOLDER",
-        help="a preference model that was trained before, kept under --stages or by python -m "
-        "studies.preference, in place of training one; without --comparisons it judges, too",
-    )
-    add(
         "--policy",
         type=text,
         default="tiny",
@@ -370,6 +359,24 @@ def add_data_options(add):
         help="(default 48; the built-in task has its own)",
     )
     add("--eval-prompts", type=positive_whole, default=500, help="test prompts (default 500)")
+
+
+def add_judge_options(add):
+    add(
+        "--preference",
+        type=text,
+        metavar="FILE.py",
+        help="code of yours, which is run: its function preference(prompts, ys, ys_other) takes "
+        "lists of texts and returns probabilities; in place of a trained preference model, "
+        "and of the judge but on the built-in task, whose panel stays",
+    )
+    add(
+        "--preference-model",
+        type=text,
+        metavar="FOLDER",
+        help="a preference model that was trained before, kept under --stages or by python -m "
+        "studies.preference, in place of training one; without --comparisons it judges, too",
+    )
 
 
 def add_stage_options(add):

@@ -51,6 +51,7 @@ class Run:
         with contextlib.ExitStack() as stack:
 
             def open_folder():
+                os.makedirs(self.options.stages, exist_ok=True)  # first: one that fails leaves none
                 os.makedirs(self.options.out, exist_ok=True)
                 stack.enter_context(locked(self.path(LOCK), self.options.out))
                 folder.clear_unfinished(self.options.out)
@@ -120,8 +121,10 @@ class Run:
         path = self.path("metrics.jsonl")
         kept = b""
         if state["metrics"]:
-            digest = file_hash(path, links=False, size=state["metrics"])
-            if digest != state.get("metrics_hash", digest):  # older checkpoints have none
+            digest = ""
+            if os.path.exists(path):
+                digest = file_hash(path, links=False, size=state["metrics"])
+            if digest != state.get("metrics_hash", digest or None):  # older ones have none
                 raise ValueError(
                     f"--resume: {path} is not as it was at step {state['step']}; "
                     "put it back, or give another --out"
