@@ -17,16 +17,16 @@ Names, all float64:
     method          a module such as ipo: PAIR says who draws y and y', loss what a pair costs
 """
 
+import stopping  # noqa: F401  first of all: Ctrl-C while torch is imported is one line
+
+# isort: split
+
 import argparse
 import inspect
 import json
 import math
 import os
 import time
-
-import stopping  # noqa: F401  before torch: Ctrl-C while it is imported is one line
-
-# isort: split
 
 import numpy
 import torch

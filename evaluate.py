@@ -23,6 +23,7 @@ import policy as policies
 import preference_model
 import sampler
 import side_by_side
+import stopping
 from job import judged, parallel, report, terminal
 from job.options import fail, positive_whole, seed, size, text
 from policy import Tokens
@@ -285,6 +286,7 @@ def compare(options):
 
 def main(argv=None):
     """Compares two policy folders; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     try:
         with terminal.shown():

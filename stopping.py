@@ -9,7 +9,30 @@ Left out: signals in a run, which wait for the end of a step (job/run.py).
 import atexit
 import contextlib
 import os
+import signal
 import sys
+
+
+def is_command():
+    """Whether this is imported by one of the project's commands, at its beginning."""
+    if sys.argv[:1] == ["-m"]:  # python -m studies.NAME, whose file is not read yet
+        return True
+    path = getattr(sys.modules["__main__"], "__file__", None) or ""
+    here = os.path.dirname(os.path.abspath(__file__))
+    return os.path.dirname(os.path.abspath(path)) == here
+
+
+def end_at_once(number, _frame):
+    """In place of KeyboardInterrupt, which an import may swallow, or take for its own failure."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopped\n")
+    os._exit(128 + number)
+
+
+def begun():
+    """From here on Ctrl-C is a KeyboardInterrupt: a program that says more of it calls this."""
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def open_closed():
@@ -61,5 +84,8 @@ def flush_at_the_end():
 
 
 open_closed()
+# Not where a shell ignores the signal for what it starts behind itself.
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_at_once)
 sys.excepthook = in_one_line
 atexit.register(flush_at_the_end)

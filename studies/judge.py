@@ -28,6 +28,7 @@ import job.folder
 import job.options
 import job.stages
 import policy as policies
+import stopping
 from job import recorded
 from job.versions import RECORDED, VERSIONS
 
@@ -202,6 +203,7 @@ def parse(argv):
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     choice, rest = parse(argv)
     try:

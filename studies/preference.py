@@ -17,6 +17,7 @@ import job  # before torch: it sets how torch's threads wait
 import data
 import job.options
 import policy as policies
+import stopping
 from job import folder, recorded, report, stages
 
 
@@ -45,6 +46,7 @@ def train_one(options):
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     try:
         options = job.options.parse(argv)

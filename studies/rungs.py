@@ -31,6 +31,7 @@ import bandit
 import enumerated
 import equilibrium
 import job.report
+import stopping
 from enumerated import per_token_mixture
 from job.options import fail, find_method, positive_whole
 from studies import runs
@@ -145,6 +146,7 @@ def parse(argv):
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     pool = None
     try:
         study = SimpleNamespace(**vars(parse(argv)), version=VERSION)
@@ -153,7 +155,7 @@ def main(argv=None):
         study.lines = runs.read_lines(study)
         # As runs.main's: two processes of one thread each use two cores better than two threads.
         pool = study.pool = concurrent.futures.ProcessPoolExecutor(
-            study.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+            study.jobs, multiprocessing.get_context("spawn"), runs.begin_worker
         )
         lines = runs.gather(study, run_cell, cells(study.scale, study.seeds))
         table(lines)

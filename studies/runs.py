@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ import job.stages
 import job.versions
 import policy as policies
 import preference_model
+import stopping
 import train
 
 # prompts: validation prompts of a comparison; test: those of Table 2; long: steps of same_tau;
@@ -363,6 +365,12 @@ def parse(module, doc, names, argv):
     return options
 
 
+def begin_worker():
+    """One thread, and Ctrl-C is the first process's: it waits for what runs and drops the rest."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main(module, doc, parts, argv=None):
     """Runs a study's parts, all or those that the command line names; returns the exit status.
 
@@ -373,6 +381,7 @@ def main(module, doc, parts, argv=None):
     parts:
         {name: function of the study}.
     """
+    stopping.begun()
     study = SimpleNamespace(**vars(parse(module, doc, parts, argv)))
     vars(study).update(SCALES[study.scale], version=job.versions.version(), shared={})
     study.path = os.path.join(study.results, f"{study.scale}.jsonl")
@@ -380,7 +389,7 @@ def main(module, doc, parts, argv=None):
     policies.quiet()
     # Two processes of one thread use two cores better than two threads. The first job starts them.
     study.pool = concurrent.futures.ProcessPoolExecutor(
-        study.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+        study.jobs, multiprocessing.get_context("spawn"), begin_worker
     )
     try:
         study.lines = read_lines(study)
