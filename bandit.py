@@ -17,6 +17,10 @@ Names, all float64:
     method          a module such as ipo: PAIR says who draws y and y', loss what a pair costs
 """
 
+import stopping  # noqa: F401  first of all: Ctrl-C while torch is imported is one line
+
+# isort: split
+
 import argparse
 import inspect
 import json
@@ -604,8 +608,17 @@ def plot_simplex(preferences, log_ref, tau, title, folder):
 # Files
 
 
+LARGEST = 2**28  # bytes: a game of 10,000 actions as text has more, and is for no table
+MATRIX = "n rows of n probabilities p(row > column), numbers from 0 to 1"
+LAW = "one probability an action, numbers above 0 that add up to 1"
+
+
 def read_rows(path, kind):
     """A file's rows as its parser gives them. kind: .csv, .json or .npy."""
+    if not os.path.isfile(path) and os.path.lexists(path):
+        raise ValueError("it is no file")  # a pipe keeps its reader waiting, some devices never end
+    if os.path.getsize(path) > LARGEST:
+        raise ValueError(f"it is longer than {LARGEST} bytes")
     if kind == ".npy":
         return numpy.load(path, allow_pickle=False)  # a pickle may run code
     # utf-8-sig: spreadsheets put a byte-order mark in front.
@@ -615,17 +628,17 @@ def read_rows(path, kind):
         return [line.split(",") for line in file if line.strip()]
 
 
-def read_numbers(path, option):
+def read_numbers(path, option, wanted):
     """A .csv, .json or .npy file as a float64 tensor of any shape.
 
-    option:
-        the command line's, for the message.
+    option, wanted:
+        the command line's, and what it should be, for the message.
 
     Raises ValueError naming option, file and row.
     """
     kind = os.path.splitext(path)[1].lower()
     if kind not in (".csv", ".json", ".npy"):
-        raise ValueError(f"{option} {path}: give a .csv, .json or .npy file")
+        raise ValueError(f"{option} {path}: give a .csv, .json or .npy file of {wanted}")
     where = ""
     try:
         rows = read_rows(path, kind)
@@ -640,7 +653,9 @@ def read_numbers(path, option):
     except Exception as error:  # numpy's, json's and those of the parsers below them
         reason = str(error) or type(error).__name__  # some exceptions have no text
         reason = reason.splitlines()[0]
-        raise ValueError(f"{option} {path}: cannot be read: {where}{reason}") from None
+        raise ValueError(
+            f"{option} {path}: cannot be read: {where}{reason}; give {wanted}"
+        ) from None
 
 
 def read_preferences(path, option="--preferences"):
@@ -648,11 +663,11 @@ def read_preferences(path, option="--preferences"):
 
     Raises ValueError naming the worst entry.
     """
-    p = read_numbers(path, option)
+    p = read_numbers(path, option, MATRIX)
     if p.ndim != 2 or p.shape[0] != p.shape[1] or len(p) < 2:
         shape = list(p.shape)
         raise ValueError(
-            f"{option} {path}: shape {shape}, need a square matrix of at least 2 actions"
+            f"{option} {path}: shape {shape}, need a square matrix of at least 2 actions: {MATRIX}"
         )
     # A rule a line: by how much an entry breaks it, and what to say of the worst one. NaN must be
     # refused first: no later comparison would notice it.
@@ -681,9 +696,11 @@ def read_reference(path, count, option="--reference"):
     """
     if path is None:
         return torch.zeros(count, dtype=torch.float64).log_softmax(0)
-    q = read_numbers(path, option).flatten()
+    q = read_numbers(path, option, LAW).flatten()
     if len(q) != count:
-        raise ValueError(f"{option} {path}: {len(q)} probabilities for a game of {count} actions")
+        raise ValueError(
+            f"{option} {path}: {len(q)} probabilities for a game of {count} actions; give {LAW}"
+        )
     # NaN and infinity count as the worst, too. Full support: log 0 would leave nothing to learn.
     worst = int(torch.where(q.isfinite(), q, -math.inf).argmin())
     if not 0 < q[worst] < math.inf:
@@ -702,11 +719,16 @@ def read_reference(path, count, option="--reference"):
 # The command
 
 
+def printable(text):
+    r"""A text in one line, what a terminal would obey written out, such as \x1b."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def one_line_errors(parser, program):
     """Makes an argparse parser refuse with one line, without the usage, and exit status 2."""
 
     def refuse(message):
-        parser.exit(2, f"{program}: error: {message}\n")
+        parser.exit(2, f"{program}: error: {printable(message)}\n")
 
     parser.error = refuse
 
@@ -753,6 +775,10 @@ def parse(argv):
         )
     if not 0 <= options.seed < 2**63:
         parser.error(f"--seed {options.seed}: give 0 or more, below 2^63")
+    for name in ("preferences", "reference", "out"):
+        given = getattr(options, name)
+        if given is not None and not given.strip():
+            parser.error(f"--{name}: is empty; give a value, or leave the option out")
     if options.reference and not options.preferences:
         parser.error(
             f"--reference {options.reference}: is for a game of your own: give --preferences too"
@@ -786,7 +812,7 @@ def play(options, title, folder):
         "\n-: SLiC's hinge pulls only beyond its kinks, so more than two actions may circle; "
         "DPO may have no finite point"
     )
-    print(f"pictures: {os.path.join(folder, 'duality_gap.png')}", also)
+    print(f"pictures: {printable(os.path.join(folder, 'duality_gap.png'))}", also)
 
 
 def main(argv=None):
@@ -795,14 +821,16 @@ def main(argv=None):
     title = "cyclic game, p = 0.9, uniform reference"
     folder = "results"
     if options.preferences:
-        title = os.path.basename(options.preferences)
-        folder = os.path.join(folder, os.path.splitext(title)[0])
+        title = printable(os.path.basename(options.preferences))
+        folder = os.path.join(folder, os.path.splitext(os.path.basename(options.preferences))[0])
     if options.out:
         folder = options.out
     try:
         play(options, title, folder)
     except ValueError as error:
         parser.error(str(error))
+    except BrokenPipeError:
+        raise  # the output's reader has left: stopping.py says so
     except OSError as error:
         # The readers turn their own into ValueError: what is left is the folder's.
         parser.error(f"--out {folder}: {error.strerror}")

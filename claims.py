@@ -13,6 +13,10 @@ more random numbers. `each_game` makes one from a formula of one game g; the oth
 loop themselves. Draws come from one generator in the order of CLAIMS: a claim moved moves numbers.
 """
 
+import stopping  # noqa: F401  first of all: Ctrl-C while torch is imported is one line
+
+# isort: split
+
 import argparse
 import functools
 import math

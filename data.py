@@ -598,6 +598,11 @@ def open_task(options):
         check_room(options, policies.context(start))
     elif options.tokenizer:
         tokenizer = policies.load_tokenizer(options.tokenizer)
+        if max(tokenizer.get_vocab().values()) >= len(tokenizer):
+            raise ValueError(
+                f"--tokenizer {options.tokenizer}: its ids have holes; give one whose ids go from "
+                "0 to their number less 1"
+            )
     else:
         tokenizer = train_tokenizer(found)
     rows = {name: [] for name in records.FIELDS}

@@ -23,8 +23,9 @@ import policy as policies
 import preference_model
 import sampler
 import side_by_side
-from job import judged, parallel, report
-from job.options import fail
+import stopping
+from job import judged, parallel, report, terminal
+from job.options import fail, positive_whole, seed, size, text
 from policy import Tokens
 
 
@@ -50,7 +51,8 @@ def measure(policy, other, judge, task, split="test", count=500, seed=0, chunk=1
     Returns (numbers, kept). kept is a list of (prompt, y, y_other), Tokens each. numbers has
 
     win_rate, win_rate_se:
-        mean of p(y > y') over prompts, y of policy and y' of other, and its standard error.
+        mean of p(y > y') over prompts, y of policy and y' of other, and its standard error, None
+        of one prompt.
     win_rate_equal, equal_length:
         of records alone: the mean over the pairs of about equal length, which differ by at most 2
         tokens or a tenth of the longer, None if there is no such pair; and their number.
@@ -107,7 +109,8 @@ def summarise(parts, by_length=False):
         equal = dict(win_rate_equal=won, equal_length=near.sum().item())
     return dict(
         win_rate=win.mean().item(),
-        win_rate_se=(win.std() / len(win) ** 0.5).item(),
+        # Of one prompt there is none: null in a .json file, where NaN would be no number.
+        win_rate_se=(win.std() / len(win) ** 0.5).item() if len(win) > 1 else None,
         **equal,
         kl=log_ratio.mean().item(),
         length=length.mean().item(),
@@ -164,8 +167,8 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.error = fail  # one line without the usage
-    parser.add_argument("a", help="policy folder, or a run's folder")
-    parser.add_argument("b", help="the policy it is compared with")
+    parser.add_argument("a", type=text, help="policy folder, or a run's folder")
+    parser.add_argument("b", type=text, help="the policy it is compared with")
     add_options(parser.add_argument, count=500)
     return parser.parse_args(argv)
 
@@ -174,26 +177,33 @@ def add_options(add, count):
     """The options that open_both reads, but for the folders a and b; count: of prompts."""
     add(
         "--judge",
+        type=text,
         default="panel",
         help="panel (the built-in task's annotators), a preference model's folder, or a FILE.py: "
         "code of yours, which is run, with a function preference(prompts, ys, ys_other) on texts",
     )
     add(
         "--prompts",
+        type=text,
         help="records prompt, or messages: a .jsonl, .json, .csv, .tsv (or .gz) or .parquet file, "
         "a folder saved by datasets or a hub name, these two also as NAME:SPLIT "
         "(default: the built-in task's test posts)",
     )
-    add("--count", type=int, default=count, help=f"prompts to compare on (default {count})")
-    add("--seed", type=int, default=0, help="of the samples (default 0)")
+    add(
+        "--count",
+        type=positive_whole,
+        default=count,
+        help=f"prompts to compare on (default {count})",
+    )
+    add("--seed", type=seed, default=0, help="of the samples (default 0)")
     add(
         "--max-prompt-tokens",
-        type=int,
+        type=size,
         help="longer prompts are cut from the left (default: what the models' positions leave)",
     )
     add(
         "--max-response-tokens",
-        type=int,
+        type=size,
         default=48,
         help="of a response (default 48; the built-in task has its own)",
     )
@@ -231,7 +241,7 @@ def own_prompts(options, policy, other, tokenizer):
     positions = min(policies.context(model) for model in models)
     room = positions - options.max_response_tokens
     limit = options.max_prompt_tokens or room
-    if options.max_response_tokens < 1 or not 1 <= limit <= room:
+    if not 1 <= limit <= room:
         raise ValueError(
             "--max-prompt-tokens and --max-response-tokens: "
             f"the models leave {room} tokens for a prompt; lower one"
@@ -265,8 +275,6 @@ def open_both(options):
         judge = task.judge
         if options.judge != "panel":
             judge = open_judge(options, policy, tokenizer)
-    if options.count < 1:
-        raise ValueError(f"--count {options.count}: give at least 1")
     return policy, other, task, judge, tokenizer
 
 
@@ -279,17 +287,23 @@ def compare(options):
 
 def main(argv=None):
     """Compares two policy folders; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     try:
-        options = parse(argv)
-        numbers, kept, judge, tokenizer = compare(options)
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py: error: {policies.first_line(error)}", file=sys.stderr)
-        return 2
+        with terminal.shown():
+            show(*compare(parse(argv)))
+    except report.EXPECTED as error:
+        status, line = report.ending(error, saves=False)
+        print(f"evaluate.py: {line}", file=sys.stderr)
+        return status
+    return 0
+
+
+def show(numbers, kept, judge, tokenizer):
+    """Prints what compare returns."""
     print(report.samples(kept, judge, tokenizer, 3))
     for name, value in numbers.items():
         print(f"{name:14s} {'none' if value is None else format(value, '.4g')}")
-    return 0
 
 
 if __name__ == "__main__":

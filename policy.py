@@ -14,7 +14,6 @@ Shapes: B rows, P prompt columns, T response columns.
 import copy
 import functools
 import inspect
-import json
 import logging
 import math
 import os
@@ -23,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
@@ -36,6 +34,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
+
+import files
 
 SIZES = {
     "tiny": dict(n_layer=2, n_head=4, n_embd=128),
@@ -200,34 +200,39 @@ def load(source):
     ValueError with what to do, in one line: where there is no such folder, a file is missing or
     damaged, the model is not a causal one that padding leaves alone, or the tokenizer does not fit.
     """
-    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if is_path and not os.path.isdir(source):
+    if looks_like_path(source) and not os.path.isdir(source):
         raise ValueError(
             f"{source}: no such folder; "
             "give a folder with config.json and model.safetensors, or a hub name"
         )
     try:
-        model = load_weights(source, load_config(source))
-        tokenizer = load_tokenizer(source)
-        known = known_ids(model, tokenizer)
-        check_law(model, known)
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        SafetensorError,
-    ) as error:
+        with files.nothing_said():
+            if os.path.isdir(source):
+                files.check_model_folder(source)
+            model = load_weights(source, load_config(source))
+            tokenizer = load_tokenizer(source)
+            known = known_ids(model, tokenizer)
+            check_law(model, known)
+    # transformers, its checks of configs and tokenizers each raise errors of their own.
+    except Exception as error:
+        if files.is_out_of_memory(error):
+            raise
+        reason = first_line(error).removeprefix(f"{source}: ")
         advice = "" if os.path.isdir(source) else "; without network give a local folder"
-        raise ValueError(f"{source}: cannot load a policy: {first_line(error)}{advice}") from None
+        raise ValueError(f"{source}: cannot load a policy: {reason}{advice}") from None
     mask_ids(model, unknown_ids(model, known))
     ends = all_ends(model, tokenizer, known)
     for config in (model.config, model.generation_config):
         config.eos_token_id = ends[0] if len(ends) == 1 else ends
         config.pad_token_id = tokenizer.eos_token_id
     return model.eval(), tokenizer
+
+
+def looks_like_path(source):
+    """Whether a source means a folder here, not OWNER/NAME on the hub: its first part is one."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return True
+    return "/" in source and os.path.isdir(source.partition("/")[0])
 
 
 def load_config(source):
@@ -243,6 +248,9 @@ def load_config(source):
         raise ValueError(f"the model is quantised ({method}); give its plain weights")
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder model; give a decoder alone")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise ValueError(f"its config says {layers} layers; give a model with some")
     drop_nothing(config)
     # The same function as gelu_new, in one pass over memory, not eight.
     if getattr(config, "activation_function", None) == "gelu_new":
@@ -274,6 +282,10 @@ def load_weights(source, config):
         as load_config returns it.
     """
     refuse_pickles(source, config)
+    if os.path.isdir(source):
+        with torch.device("meta"):  # shapes alone: a size that no memory holds is seen before
+            wanted = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        files.check_shapes(files.tensors_of_folder(source), wanted)
     model, found = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
@@ -287,13 +299,15 @@ def load_weights(source, config):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # written into the architecture, not its config
+    files.check_finite(model)
     # Many models keep the pad's embedding from learning. End-of-text is our pad, and a token.
     model.get_input_embeddings().padding_idx = None
     return model
 
 
 def refuse_pickles(source, config):
-    """Raises ValueError if an index of weights names a file that is not of safetensors."""
+    """Raises ValueError if an index of weights names a file that is not of safetensors, or not
+    beside it."""
     indices = ["model.safetensors.index.json"]
     named = getattr(config, "transformers_weights", None)  # a config may name an index of its own
     if named and named.endswith(".json"):
@@ -302,16 +316,21 @@ def refuse_pickles(source, config):
         path = cached_file(source, index, _raise_exceptions_for_missing_entries=False)
         if path is None:
             continue
-        with open(path, encoding="utf-8") as file:
-            files = json.load(file)["weight_map"].values()
-        for name in sorted(files):
+        named = files.read_object(path).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+            raise ValueError(f"{index} has no weight_map, from tensors to file names")
+        for name in sorted(set(named.values())):
             if not name.endswith(".safetensors"):
                 raise ValueError(f"{index} names {name}, a pickle; give the weights as safetensors")
+            if os.path.basename(name) != name:
+                raise ValueError(f"{index} names {name}, in another folder; put it beside it")
 
 
 def known_ids(model, tokenizer):
     """The ids that a tokenizer has, ascending. Raises ValueError if one is not the model's."""
     known = sorted(tokenizer.get_vocab().values())
+    if len(set(known)) < len(known):
+        raise ValueError("two of the tokenizer's entries have one id; give another tokenizer")
     rows = vocabulary(model)
     if known[-1] >= rows:
         raise ValueError(
@@ -451,17 +470,17 @@ def load_tokenizer(source):
     Raises ValueError if it cannot be read, is empty or has no end-of-text token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        vocabulary = os.path.join(source, "vocab.json")
-        if not (os.path.isdir(source) and os.path.exists(vocabulary)):
-            raise ValueError(
-                f"{source}: cannot load a tokenizer: {first_line(error)}; give a local folder"
-            ) from None
-        # A folder of vocab.json and merges.txt names no class of its own.
-        from transformers import GPT2TokenizerFast
-
-        tokenizer = GPT2TokenizerFast.from_pretrained(source)
+        with files.nothing_said():
+            if os.path.isdir(source):
+                files.check_model_folder(source)
+            tokenizer = read_tokenizer(source)
+            opening(tokenizer)  # some are broken in a way that only their use shows
+    except BaseException as error:  # a library in Rust may panic, which is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise ValueError(
+            f"{source}: cannot load a tokenizer: {first_line(error)}; give a local folder"
+        ) from None
     # transformers makes an empty tokenizer where there are no files.
     if tokenizer.eos_token_id is None or len(tokenizer) < 2:
         raise ValueError(
@@ -470,6 +489,19 @@ def load_tokenizer(source):
         )
     tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
+
+
+def read_tokenizer(source):
+    """The tokenizer of a folder or hub name, as transformers reads it."""
+    try:
+        return AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        if not os.path.exists(os.path.join(source, "vocab.json")):
+            raise
+        # A folder of vocab.json and merges.txt names no class of its own.
+        from transformers import GPT2TokenizerFast
+
+        return GPT2TokenizerFast.from_pretrained(source)
 
 
 def opening(tokenizer):
@@ -488,13 +520,15 @@ def quiet():
     The error that follows says it in one line.
     """
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def first_line(error):
     """An exception's message, cut to one line; its type's name where there is no message."""
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):  # what is wrong stands in the next
+        return f"{lines[0]} {lines[1].strip()}"
     return lines[0] if lines else type(error).__name__
 
 

@@ -23,12 +23,12 @@ import os
 from functools import partial
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import files
 import policy as policies
 import side_by_side
 from data import Comparisons
@@ -479,8 +479,7 @@ def load_for(folder, tokenizer, size):
     of another size, where the folder does not say with which.
     """
     model = load(folder)
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        known = json.load(file).get("vocabulary")
+    known = files.read_object(os.path.join(folder, "config.json")).get("vocabulary")
     fits = known == vocabulary_hash(tokenizer)
     if known is None:
         fits = model.body.config.vocab_size == size
@@ -513,8 +512,13 @@ def load(folder):
     weights are not those of a preference model.
     """
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
+        config = files.read_object(os.path.join(folder, "config.json"))
+        found = files.tensors(os.path.join(folder, "model.safetensors"))
+        files.check_layers(config, len(found))
+        with torch.device("meta"):  # shapes alone: a size that no memory holds is seen before
+            files.check_shapes(
+                found, PreferenceModel(untrained(config["body"]), config["pairwise"])
+            )
         model = PreferenceModel(untrained(config["body"]), config["pairwise"])
         policies.mask_ids(model.body, config.get("impossible", []))
         weights = load_file(os.path.join(folder, "model.safetensors"))
@@ -522,18 +526,12 @@ def load(folder):
         missing, unexpected = model.load_state_dict(weights, strict=False)
         if unexpected or set(missing) != tied:
             raise KeyError(f"unexpected weights {unexpected or missing}")
-    except (
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        raise ValueError(
-            f"{folder}: not a preference model's folder: {policies.first_line(error)}"
-        ) from None
+        files.check_finite(model)
+    except Exception as error:  # json's, safetensors', torch's, transformers' of a damaged file
+        if files.is_out_of_memory(error):
+            raise
+        reason = policies.first_line(error).removeprefix(f"{folder}: ")
+        raise ValueError(f"{folder}: not a preference model's folder: {reason}") from None
     return model.eval().requires_grad_(False)
 
 

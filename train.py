@@ -28,7 +28,7 @@ import evaluate
 import policy as policies
 import sampler
 import side_by_side
-from job import judged, parallel, progress, recorded, report, residual, stages
+from job import judged, parallel, progress, recorded, report, residual, stages, terminal
 from job.options import drawn_by, find_method, of_batch, own, parse, precision, requested
 
 
@@ -184,13 +184,13 @@ def run_job(options):
     with job.run.Run(options, config, task.tokenizer) as run:
         reference, path = stages.supervised(options, task, start, data_hash)
         reference.requires_grad_(False)  # frozen for good; the policy is another copy
-        preference, judge, model_path, worth = stages.labels_and_judge(
+        preference, judge, folders, worth = stages.labels_and_judge(
             options, method, task, reference, path, asked
         )
         policy = policies.load(path)[0].to(options.device)
         if options.gradient_checkpointing:
             policies.recompute_layers(policy)
-        run.begins_from(path, model_path)
+        run.begins_from(reference=path, **folders)
         align(run, options, method, task, policy, reference, preference, judge)
         count = options.eval_prompts
         numbers, kept = evaluate.measure(policy, reference, judge, task, "test", count)
@@ -208,7 +208,7 @@ def main(argv=None):
     after Ctrl-C and SIGTERM.
     """
     policies.quiet()
-    with parallel.joined() as say:
+    with parallel.joined() as say, terminal.shown():
         try:
             with job.run.signals(job.run.stop):
                 options = parse(argv)

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import importlib
 import inspect
-import math
 import os
 import re
 from pathlib import Path
@@ -23,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # What is chosen from recorded data where it is not given (job/stages.py: choose_sizes), with the
 # built-in task's values: they are the most that is chosen, too.
 SIZES = dict(supervised_steps=900, preference_steps=2000, steps=200, max_prompt_tokens=448)
+LARGEST = 1e12  # of tau, rates and weights
+MOST = 10**9  # of steps and prompts
+LARGE = 2**20  # of rows of a batch, or tokens of a row; most memories hold less
 SMALL = "; with your own data, what is enough for it, if that is less"
 
 
@@ -130,23 +132,48 @@ def own(method, function):
 
 
 def positive(text):
-    """A finite number above 0."""
-    return number(text, float, "give a number above 0", lambda value: 0 < value < math.inf)
+    """A number above 0 whose square and inverse float32 still has."""
+    advice = f"give a number above 0, from {1 / LARGEST:g} to {LARGEST:g}"
+    return number(text, float, advice, lambda value: 1 / LARGEST <= value <= LARGEST)
 
 
 def not_negative(text):
-    """A finite number, 0 or more."""
-    return number(text, float, "give a number, 0 or more", lambda value: 0 <= value < math.inf)
+    """A number, 0 or more, whose square float32 still has."""
+    advice = f"give a number, 0 or more, up to {LARGEST:g}"
+    return number(text, float, advice, lambda value: 0 <= value <= LARGEST)
+
+
+def size(text):
+    """A whole number above 0, of what is in memory at once: rows, tokens, responses."""
+    advice = f"give a whole number above 0, up to {LARGE}"
+    return number(text, int, advice, lambda value: 0 < value <= LARGE)
 
 
 def positive_whole(text):
-    """A whole number above 0."""
-    return number(text, int, "give a whole number above 0", lambda value: 0 < value < 2**63)
+    """A whole number above 0: prompts, steps between."""
+    advice = f"give a whole number above 0, up to {MOST}"
+    return number(text, int, advice, lambda value: 0 < value <= MOST)
 
 
 def whole(text):
-    """A whole number, 0 or more: steps and seeds."""
-    return number(text, int, "give a whole number, 0 or more", lambda value: 0 <= value < 2**63)
+    """A whole number, 0 or more: steps."""
+    advice = f"give a whole number, 0 or more, up to {MOST}"
+    return number(text, int, advice, lambda value: 0 <= value <= MOST)
+
+
+def seed(text):
+    """A whole number, 0 or more, of which the judge's seed, one more, is one, too."""
+    advice = "give a whole number, 0 or more, below 2^63 - 1"
+    return number(text, int, advice, lambda value: 0 <= value < 2**63 - 1)
+
+
+def text(value):
+    """A text that says something: an empty one is not the same as none."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave the option out")
+    if not value.isprintable():  # nor bytes that are no letters: libraries cannot write such names
+        raise argparse.ArgumentTypeError(f"{ascii(value)}: give a name of letters that are shown")
+    return value
 
 
 def weight(text):
@@ -161,16 +188,16 @@ def number(text, kind, advice, holds):
         value = kind(text)
         if holds(value):  # NaN fails every comparison
             return value
-    raise argparse.ArgumentTypeError(f"{text}: {advice}")
+    raise argparse.ArgumentTypeError(f"{text[:40]}: {advice}")
 
 
 def assignment(text):
     """NAME=VALUE as (name, number)."""
     name, _, value = text.partition("=")
     with contextlib.suppress(ValueError):
-        if math.isfinite(float(value)):
+        if abs(float(value)) <= LARGEST:  # no comparison holds for NaN
             return name.strip(), float(value)
-    raise argparse.ArgumentTypeError(f"{text}: give NAME=NUMBER")
+    raise argparse.ArgumentTypeError(f"{text[:40]}: give NAME=NUMBER")
 
 
 def fail(message):
@@ -194,7 +221,9 @@ def parse(argv):
     parser.error = fail  # one line without the usage, like every other error
     add_method_options(parser.add_argument_group("the method").add_argument)
     add_lag_options(parser.add_argument_group("what lags behind the policy").add_argument)
-    add_data_options(parser.add_argument_group("data and models").add_argument)
+    add = parser.add_argument_group("data and models").add_argument
+    add_data_options(add)
+    add_judge_options(add)
     add_stage_options(parser.add_argument_group("the stages before the alignment").add_argument)
     add_run_options(parser.add_argument_group("the run").add_argument)
     options = parser.parse_args(argv)
@@ -237,16 +266,16 @@ def add_method_options(add):
     )
     add(
         "--responses",
-        type=positive_whole,
+        type=size,
         help="responses to a prompt, for a method that compares groups (default: its RESPONSES)",
     )
-    add("--batch-size", type=positive_whole, default=32, help="prompts a step (default 32)")
+    add("--batch-size", type=size, default=32, help="prompts a step (default 32)")
     add(
         "--micro-batch-size",
-        type=positive_whole,
+        type=size,
         help="pairs a backward pass: less memory, the same result (default: the whole batch)",
     )
-    add("--seed", type=whole, default=0, help="of the draws; --offline has none (default 0)")
+    add("--seed", type=seed, default=0, help="of the draws; --offline has none (default 0)")
 
 
 def add_lag_options(add):
@@ -285,6 +314,7 @@ def add_lag_options(add):
 def add_data_options(add):
     add(
         "--demos",
+        type=text,
         metavar="DATA",
         help="records prompt, completion, or messages: a .jsonl, .json, .csv, .tsv (or .gz) or "
         ".parquet file, a folder saved by datasets or a hub name, these two also as NAME:SPLIT "
@@ -292,18 +322,49 @@ def add_data_options(add):
     )
     add(
         "--comparisons",
+        type=text,
         metavar="DATA",
         help="records prompt, chosen, rejected, or the last two alone, whose common beginning is "
         "the prompt; without --demos the chosen responses are the demos",
     )
     add(
         "--prompts",
+        type=text,
         metavar="DATA",
         help="records prompt, or messages, to align and evaluate on "
         "(default: the demos' or comparisons')",
     )
     add(
+        "--policy",
+        type=text,
+        default="tiny",
+        help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
+    )
+    add(
+        "--tokenizer",
+        type=text,
+        help="folder or hub name, for a policy from scratch on your own data "
+        "(default: a byte-level BPE trained on it)",
+    )
+    add("--data-seed", type=seed, default=0, help="of the shared stages (default 0)")
+    add(
+        "--max-prompt-tokens",
+        type=size,
+        help=f"longer prompts are cut from the left (default 448{SMALL})",
+    )
+    add(
+        "--max-response-tokens",
+        type=size,
+        default=48,
+        help="(default 48; the built-in task has its own)",
+    )
+    add("--eval-prompts", type=positive_whole, default=500, help="test prompts (default 500)")
+
+
+def add_judge_options(add):
+    add(
         "--preference",
+        type=text,
         metavar="FILE.py",
         help="code of yours, which is run: its function preference(prompts, ys, ys_other) takes "
         "lists of texts and returns probabilities; in place of a trained preference model, "
@@ -311,44 +372,27 @@ def add_data_options(add):
     )
     add(
         "--preference-model",
+        type=text,
         metavar="FOLDER",
         help="a preference model that was trained before, kept under --stages or by python -m "
         "studies.preference, in place of training one; without --comparisons it judges, too",
     )
-    add(
-        "--policy",
-        default="tiny",
-        help="tiny or gpt2-124m from scratch, or a folder or hub name such as gpt2 (default tiny)",
-    )
-    add(
-        "--tokenizer",
-        help="folder or hub name, for a policy from scratch on your own data "
-        "(default: a byte-level BPE trained on it)",
-    )
-    add("--data-seed", type=whole, default=0, help="of the shared stages (default 0)")
-    add(
-        "--max-prompt-tokens",
-        type=positive_whole,
-        help=f"longer prompts are cut from the left (default 448{SMALL})",
-    )
-    add(
-        "--max-response-tokens",
-        type=positive_whole,
-        default=48,
-        help="(default 48; the built-in task has its own)",
-    )
-    add("--eval-prompts", type=positive_whole, default=500, help="test prompts (default 500)")
 
 
 def add_stage_options(add):
     add("--supervised-steps", type=whole, help=f"(default 900{SMALL})")
     add("--supervised-lr", type=positive, help="(default 3e-3 for tiny, 1e-4 else)")
     add("--preference-steps", type=whole, help=f"(default 2000{SMALL})")
-    add("--stages", default="runs/stages", help="where they are kept (default runs/stages)")
+    add(
+        "--stages",
+        type=text,
+        default="runs/stages",
+        help="where they are kept (default runs/stages)",
+    )
 
 
 def add_run_options(add):
-    add("--out", help="run folder (default runs/LOSS-seedSEED)")
+    add("--out", type=text, help="run folder (default runs/LOSS-seedSEED)")
     add(
         "--save-every",
         type=positive_whole,
@@ -488,10 +532,6 @@ def check_preference_model(options):
 
 def check_data(options):
     """Raises ValueError for records that are not enough, or a tokenizer that is not wanted."""
-    for name in ("demos", "comparisons", "prompts"):
-        given = getattr(options, name)
-        if given is not None and not given.strip():
-            fail(f"--{name}: is empty; give a file or a hub name, or leave --{name} out")
     from_scratch = options.policy in policies.SIZES
     if not (options.demos or options.comparisons):
         if (options.preference or options.preference_model) and options.prompts:

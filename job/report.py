@@ -2,24 +2,27 @@
 
 import json
 import os
+import signal
 
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+import files
 import policy as policies
+from job import folder
+from job.folder import write_json
 from job.options import drawn_by, is_group, requested, requests
-from job.run import write_json
 
 # What may end a run that is no mistake of the program.
 EXPECTED = (
     KeyboardInterrupt,
     ValueError,
     FloatingPointError,
-    torch.OutOfMemoryError,
     MemoryError,
     OSError,
     SafetensorError,
+    RuntimeError,  # the CPU's memory is full; any other is raised again
 )
 GOES_ON = "nothing finished is lost: the same command with --resume goes on"
 KEPT = "what is finished is kept, --resume goes on"
@@ -27,6 +30,10 @@ OUT_OF_MEMORY = (
     "the device's memory is full; lower --micro-batch-size, --batch-size or --max-prompt-tokens, "
     "or take --gradient-checkpointing or --dtype bfloat16, and give another --out: the stages are "
     "kept"
+)
+MEMORY_IS_FULL = (
+    "the device's memory is full; lower --max-prompt-tokens or --max-response-tokens, or take "
+    "smaller models"
 )
 CURVES = {
     "win_rate": "win rate against the start",
@@ -213,7 +220,7 @@ def samples(kept, judge, tokenizer, count=5):
             named = zip(judge.ANNOTATORS, votes[row], strict=True)
             lines.append("  " + ", ".join(f"{name} {vote:.2f}" for name, vote in named))
         lines.append("")
-    return "\n".join(lines)
+    return files.escaped("\n".join(lines))
 
 
 def held_out(numbers):
@@ -295,7 +302,8 @@ def plot(path, panels):
         axis.grid(alpha=0.3)
         if len(series) > 1:
             axis.legend(fontsize=7)
-    figure.savefig(path, dpi=100)
+    with folder.whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def curves(metrics):
@@ -332,11 +340,14 @@ def write_results(options, task, policy, numbers, kept, judge, seconds):
     Returns the summary.
     """
     out = options.out
-    with open(os.path.join(out, "samples.txt"), "w", encoding="utf-8") as file:
+    with folder.whole_file(os.path.join(out, "samples.txt")) as file:
         file.write(samples(kept, judge, task.tokenizer))
     plot(os.path.join(out, "curves.png"), curves(os.path.join(out, "metrics.jsonl")))
-    policy.save_pretrained(os.path.join(out, "policy"))
-    task.tokenizer.save_pretrained(os.path.join(out, "policy"))
+    with folder.whole(os.path.join(out, "policy")) as unfinished:
+        policy.save_pretrained(unfinished)
+        task.tokenizer.save_pretrained(unfinished)
+        hashes = folder.hashes(unfinished)
+    write_json(os.path.join(out, folder.MANIFEST), hashes)
     cut = getattr(task, "cut", None)
     if cut:
         print(
@@ -364,19 +375,28 @@ def print_summary(options, summary):
         if name == "warning":
             continue
         text = f"{value:.4g}" if isinstance(value, float) else value
+        text = "none" if value is None else text
         print(f"  {name:14s} {text}")
     print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
 
 
-def ending(error):
-    """How a run ends that one of EXPECTED ended: (exit status, what is said in one line)."""
+def ending(error, saves=True):
+    """How a program ends that one of EXPECTED ended: (exit status, what is said in one line).
+
+    saves:
+        whether it is a run, which keeps what is finished. Raises the error if it is a mistake.
+    """
     if isinstance(error, KeyboardInterrupt):  # its argument is the signal's number
-        return 128 + error.args[0], f"stopped; {GOES_ON}"
-    if isinstance(error, ConnectionError):  # another process of the run, which says why itself
-        return 1, f"error: {error}"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return 2, f"error: {OUT_OF_MEMORY}"
+        number = error.args[0] if error.args else signal.SIGINT
+        return 128 + number, f"stopped; {GOES_ON}" if saves else "stopped"
+    if files.is_out_of_memory(error):
+        return 2, f"error: {OUT_OF_MEMORY if saves else MEMORY_IS_FULL}"
+    if isinstance(error, ConnectionError) and not isinstance(error, BrokenPipeError):
+        return 1, f"error: {error}"  # another process of the run, which says why itself
     if isinstance(error, (OSError, SafetensorError)):
         reason = policies.first_line(error)
-        return 2, f"error: cannot write or read: {reason}; {KEPT}"
-    return 2, f"error: {error}"
+        line = f"error: cannot write or read: {reason}" + (f"; {KEPT}" if saves else "")
+        return 2, files.escaped(line)
+    if isinstance(error, RuntimeError):
+        raise error
+    return 2, files.escaped(f"error: {error}".replace("\n", " "))

@@ -3,28 +3,24 @@ of the run.
 
 A run that is killed at any moment goes on with --resume and ends in the same bits: a checkpoint
 holds the weights and the optimiser, and no random state, since every generator is made from (seed,
-stage, step). Files and folders get their names once their bytes are on the disk, so whoever finds
-the name finds all of it.
+stage, step). What is in the folder, and what of it is believed, is job/folder.py's.
 """
 
 import contextlib
-import hashlib
 import io
-import json
 import os
-import pickle
-import shutil
 import signal
-import sys
 from functools import partial
 
 import filelock
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import save_model
 from tqdm import tqdm
 
-import policy as policies
-from job import parallel, progress
+import files
+from files import file_hash, read_object
+from job import folder, parallel, progress
+from job.folder import LOCK, append_line, checkpoints, write_json
 from job.versions import version
 
 # Options that change nothing of a run's result: another value is no other run.
@@ -32,7 +28,6 @@ NEUTRAL = ("out", "stages", "resume", "save_every", "keep", "show")
 # Options that came later than some configs, and what runs did before there were any.
 LATER = dict(refresh=1, renew_reference=0, epochs=1, ptx=0.0, length_average=False)
 LATER |= dict(preference_model=None)
-LOCK = ".lock"
 
 
 class Run:
@@ -46,7 +41,7 @@ class Run:
         self.options = options
         self.config = config
         self.tokenizer = tokenizer
-        self.made_from = {}  # hashes of the reference and the preference model
+        self.made_from = {}  # hashes of the reference, the preference model and the judge
         self.stepping = False  # inside steps(): the first signal waits for the step's end
         self.signal = None  # the one that waits
         self.open_here = contextlib.ExitStack()
@@ -56,11 +51,11 @@ class Run:
         with contextlib.ExitStack() as stack:
 
             def open_folder():
+                os.makedirs(self.options.stages, exist_ok=True)  # first: one that fails leaves none
                 os.makedirs(self.options.out, exist_ok=True)
                 stack.enter_context(locked(self.path(LOCK), self.options.out))
+                folder.clear_unfinished(self.options.out)
                 write_json(self.path("config.json"), self.config)
-                metrics = open(self.path("metrics.jsonl"), "a", encoding="utf-8")
-                self.metrics = stack.enter_context(metrics)
 
             parallel.from_first(open_folder)
             stack.enter_context(signals(self.on_signal))
@@ -73,15 +68,16 @@ class Run:
     def path(self, name):
         return os.path.join(self.options.out, name)
 
-    def begins_from(self, reference_path, preference_path):
+    def begins_from(self, **paths):
         """Notes the weights that the run is made from, so that it is not resumed with others.
 
-        preference_path is None where no preference model was trained.
+        paths:
+            folders of the reference, preference and judge; None where no model was trained.
         """
-        for name, folder in (("reference", reference_path), ("preference", preference_path)):
+        for name, path in paths.items():
             self.made_from[name] = None
-            if folder is not None:
-                self.made_from[name] = file_hash(os.path.join(folder, "model.safetensors"))
+            if path is not None:
+                self.made_from[name] = file_hash(os.path.join(path, "model.safetensors"))
 
     def on_signal(self, number):
         """Ctrl-C and SIGTERM.
@@ -106,8 +102,7 @@ class Run:
         options = self.options
         begin = dict(self.made_from, step=0, metrics=0)
         state = restore(options, policy, optimizer, copies, begin)
-        if self.metrics:
-            self.metrics.truncate(state["metrics"])  # lines after the checkpoint are written again
+        parallel.from_first(partial(self.open_metrics, state))
         label = f"alignment, {options.loss}"
         self.stepping = True
         progress.announce(label)
@@ -122,6 +117,26 @@ class Run:
             if came:
                 raise KeyboardInterrupt(came)
         self.stepping = False
+
+    def open_metrics(self, state):
+        """Opens metrics.jsonl behind the lines of a checkpoint: later ones are written again."""
+        path = self.path("metrics.jsonl")
+        kept = b""
+        if state["metrics"]:
+            digest = ""
+            if os.path.exists(path):
+                digest = file_hash(path, links=False, size=state["metrics"])
+            if digest != state.get("metrics_hash", digest or None):  # older ones have none
+                raise ValueError(
+                    f"--resume: {path} is not as it was at step {state['step']}; "
+                    "put it back, or give another --out"
+                )
+            with open(path, "rb") as file:
+                kept = file.read(state["metrics"])
+        # A new file of the same name: another program may have linked the old one.
+        with folder.whole_file(path, "wb") as file:
+            file.write(kept)
+        self.metrics = self.open_here.enter_context(open(path, "a", encoding="utf-8"))
 
     def log(self, step, numbers):
         """Appends a line to metrics.jsonl; with --show a step's line is printed, too."""
@@ -138,32 +153,34 @@ class Run:
         It is a policy folder, with the optimiser, the state and NAME.safetensors of each copy
         beside the weights.
         """
+        metrics = self.path("metrics.jsonl")
+        folder.sync(metrics)
         path = self.path(f"checkpoint-{step:06d}")
-        unfinished = f"{path}.tmp"
-        sync(self.path("metrics.jsonl"))
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.makedirs(unfinished)
-        policy.save_pretrained(unfinished)
-        self.tokenizer.save_pretrained(unfinished)
-        # Through memory: torch.save into a full disk dies in C++ without an OSError.
-        buffer = io.BytesIO()
-        torch.save(optimizer.state_dict(), buffer)
-        with open(os.path.join(unfinished, "optimizer.pt"), "wb") as file:
-            file.write(buffer.getbuffer())
-        names = ["model.safetensors", "optimizer.pt"]
-        for name, model in copies.items():
-            names.append(f"{name}.safetensors")
-            save_model(model, os.path.join(unfinished, names[-1]))
-        files = {name: file_hash(os.path.join(unfinished, name)) for name in names}
-        state = dict(self.made_from, step=step, metrics=self.metrics.tell(), files=files)
-        write_json(os.path.join(unfinished, "state.json"), state)
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
-        publish(unfinished, path)
+        with folder.whole(path) as unfinished:
+            policy.save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
+            # Through memory: torch.save into a full disk dies in C++ without an OSError.
+            buffer, moments = io.BytesIO(), optimizer.state_dict()
+            torch.save(moments, buffer)
+            with open(os.path.join(unfinished, "optimizer.pt"), "wb") as file:
+                file.write(buffer.getbuffer())
+            for name, model in copies.items():
+                save_model(model, os.path.join(unfinished, f"{name}.safetensors"))
+            written = self.metrics.tell()
+            state = dict(
+                self.made_from,
+                step=step,
+                metrics=written,
+                metrics_hash=file_hash(metrics, size=written),
+                moments=folder.steps_taken(moments),
+                files=folder.hashes(unfinished),
+            )
+            write_json(os.path.join(unfinished, "state.json"), state)
         kept = checkpoints(self.options.out)
         # Later than this one are damaged ones, from before the run was resumed.
         later = kept[kept.index(path) + 1 :]
         for old in [*later, *kept[: kept.index(path) + 1][: -self.options.keep]]:
-            shutil.rmtree(old)
+            folder.remove(old)
 
     @contextlib.contextmanager
     def evidence(self, step, prompt, *responses_and_label):
@@ -212,6 +229,8 @@ def existing_run(options, data_hash):
         if os.path.isfile(weights):  # else it is refused later, by its option's name
             config["preference_model_file"] = file_hash(weights)
     out = options.out
+    folder.check_names(out, options.steps)
+    check_stages(options.stages)
     path = os.path.join(out, "config.json")
     if not os.path.exists(path):
         # A kill may have left the lock, or half of the first file.
@@ -219,19 +238,19 @@ def existing_run(options, data_hash):
             raise ValueError(f"--out {out}: is not a run's folder and not empty; give another")
         return config, None
     try:
-        other = LATER | dict(read_json(path))
-    except (ValueError, TypeError):
+        other = LATER | read_object(path, links=False)
+    except ValueError:
         raise ValueError(f"--out {out}: its config.json is damaged; give another --out") from None
     changed = []
     for name, value in config.items():
         if other.get(name) != value:
-            changed.append(f"{name} {other.get(name)} there, {value} here")
+            there = str(other.get(name))[:80]
+            changed.append(f"{name} {there} there, {value} here")
     if changed:
         what = "; ".join(changed)
         raise ValueError(f"--out {out}: holds a different run ({what}); give another --out")
-    summary = os.path.join(out, "summary.json")
-    if os.path.exists(summary):
-        return config, read_json(summary)
+    if os.path.exists(os.path.join(out, "summary.json")):
+        return config, finished(out)
     if checkpoints(out) and not options.resume:
         raise ValueError(
             f"--out {out}: holds an unfinished run with checkpoints; "
@@ -240,10 +259,31 @@ def existing_run(options, data_hash):
     return config, None
 
 
-def checkpoints(folder):
-    """A run's checkpoint folders, oldest first."""
-    names = [name for name in os.listdir(folder) if name.startswith("checkpoint-")]
-    return sorted(os.path.join(folder, name) for name in names if not name.endswith(".tmp"))
+def check_stages(path):
+    """Raises ValueError if --stages is no folder, nor can be one: found before a run's is made."""
+    first = os.path.abspath(path)
+    while not os.path.lexists(first):
+        first = os.path.dirname(first)
+    if not os.path.isdir(first):
+        raise ValueError(f"--stages {path}: {first} is no folder; give another")
+    if not os.access(first, os.W_OK | os.X_OK):
+        raise ValueError(f"--stages {path}: {first} cannot be written to; give another")
+
+
+def finished(out):
+    """The summary of a finished run. Raises ValueError if it, or the policy, is not as it was."""
+    advice = "put it back, or remove summary.json and add --resume: the last checkpoint goes on"
+    try:
+        summary = read_object(os.path.join(out, "summary.json"), links=False)
+        wrong = folder.wrong_file(os.path.join(out, "policy"), os.path.join(out, folder.MANIFEST))
+    except ValueError as error:
+        raise ValueError(f"--out {out}: {error}; {advice}") from None
+    if wrong:
+        raise ValueError(
+            f"--out {out}: is finished, but policy/{wrong} is missing or not as it was written; "
+            f"{advice}"
+        )
+    return summary
 
 
 def restore(options, policy, optimizer, copies, state):
@@ -252,23 +292,25 @@ def restore(options, policy, optimizer, copies, state):
     copies:
         {name: model that lags behind the policy}.
     state:
-        where a run without checkpoints begins, with the hashes of its reference and preference
-        model.
+        where a run without checkpoints begins, with the hashes of its reference, preference model
+        and judge.
 
     Returns the checkpoint's state, or the given one if there is none. Raises ValueError if the
-    checkpoint's reference or preference model is another.
+    checkpoint was made with another of these models.
     """
     for path in reversed(checkpoints(options.out)):
         try:
-            found, weights, moments = read_checkpoint(path, options.device)
-            of_copies = {name: load_file(f"{path}/{name}.safetensors") for name in copies}
-        except (OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            reason = policies.first_line(error)
-            warning = f"warning: {path} is damaged ({reason}); trying the checkpoint before it"
-            print(warning, file=sys.stderr)
+            with files.nothing_said():
+                read = folder.read_checkpoint(path, options, policy, optimizer, copies)
+        except Exception as error:  # torch's, safetensors' and json's own, of a damaged file
+            if files.is_out_of_memory(error):
+                raise
+            folder.warn_damaged(path, error)
             continue
-        for name in ("reference", "preference"):
-            if found[name] != state[name]:
+        found, weights, moments, of_copies = read
+        for name in ("reference", "preference", "judge"):
+            # Older checkpoints say nothing of the judge.
+            if found.get(name, state[name]) != state[name]:
                 raise ValueError(
                     f"--resume: {path} was made with another {name} model; give another --out"
                 )
@@ -279,21 +321,6 @@ def restore(options, policy, optimizer, copies, state):
         print(f"resumed at step {found['step']} from {path}")
         return found
     return state
-
-
-def read_checkpoint(path, device):
-    """(state, weights, the optimiser's state) of a checkpoint.
-
-    Raises an error of any kind if it is damaged.
-    """
-    state = read_json(os.path.join(path, "state.json"))
-    for name, digest in state["files"].items():
-        if file_hash(os.path.join(path, name)) != digest:
-            raise ValueError("a file is not as it was written")
-    weights = load_file(os.path.join(path, "model.safetensors"))
-    optimizer = os.path.join(path, "optimizer.pt")
-    moments = torch.load(optimizer, map_location=device, weights_only=True)  # nothing in it is run
-    return state, weights, moments
 
 
 @contextlib.contextmanager
@@ -343,50 +370,3 @@ def signals(handle):
 def stop(number):
     """The handler outside the steps: ends the run at once."""
     raise KeyboardInterrupt(number)
-
-
-def publish(unfinished, path):
-    """Gives a folder its name once its bytes are on the disk.
-
-    Whoever finds the name finds all of it.
-    """
-    for name in os.listdir(unfinished):
-        sync(os.path.join(unfinished, name))
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        sync(unfinished)
-    os.rename(unfinished, path)
-
-
-def sync(path):
-    """Waits until a file, or on Unix a folder, is on the disk."""
-    # Windows flushes only what was opened for writing.
-    file = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def file_hash(path):
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def append_line(file, record):
-    """Appends a record to an open .jsonl file, at once."""
-    file.write(json.dumps(record) + "\n")
-    file.flush()
-
-
-def read_json(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
-def write_json(path, value):
-    """Writes a file whole or not at all."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-    sync(f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)

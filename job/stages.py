@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 from functools import partial
 
@@ -19,19 +18,20 @@ import torch
 import data
 import policy as policies
 import preference_model
-from job import parallel, progress, recorded, report
+from files import read_object
+from job import folder, parallel, progress, recorded, report
 from job.options import precision
-from job.run import locked, publish, read_json, write_json
+from job.run import locked, write_json
 from job.versions import RECORDED, VERSIONS
 
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
 
-def keep_or_make(folder, name, key, make, write, load):
+def keep_or_make(stages, name, key, make, write, load):
     """What load reads from a kept stage, which is made first if there is none.
 
-    folder:
-        where stages are kept.
+    stages:
+        the folder where they are kept.
     name:
         of the stage, such as "supervised".
     key:
@@ -46,26 +46,25 @@ def keep_or_make(folder, name, key, make, write, load):
     Returns (what load returns, the stage's folder).
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    path = os.path.join(folder, f"{name}-{digest.hexdigest()[:12]}")
-    unfinished = f"{path}.tmp"
+    path = os.path.join(stages, f"{name}-{digest.hexdigest()[:12]}")
     begun = time.time()
-    found = parallel.from_first(partial(os.path.isdir, path))
+    found = parallel.from_first(partial(is_kept, path))
     with contextlib.ExitStack() as held:
 
         def is_there():
             """After the lock: a run beside this one may be making it."""
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(stages, exist_ok=True)
             held.enter_context(locked(f"{path}.lock"))
-            return os.path.isdir(path)
+            return is_kept(path)
 
         if not found and not parallel.from_first(is_there):
             made = make()
 
             def publish_it():
-                shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
-                os.makedirs(unfinished)
-                write(unfinished, made)
-                publish(unfinished, path)
+                with folder.whole(path) as unfinished:
+                    write(unfinished, made)
+                    hashes = folder.hashes(unfinished)
+                    write_json(os.path.join(unfinished, folder.MANIFEST), hashes)
 
             parallel.from_first(publish_it)
     if found:
@@ -73,6 +72,23 @@ def keep_or_make(folder, name, key, make, write, load):
     else:
         print(f"{name}: {time.time() - begun:.0f} s, kept in {path}")
     return load(path), path
+
+
+def is_kept(path):
+    """Whether a stage's folder is there. Raises ValueError if it is not as it was made."""
+    if not os.path.isdir(path):
+        return False
+    wrong = folder.wrong_file(path, os.path.join(path, folder.MANIFEST))
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong} is missing or not as it was made; "
+            "remove the folder, and it is made again"
+        )
+    # A run that was killed behind the last line of the making left it.
+    if os.path.exists(f"{path}.lock"):
+        with locked(f"{path}.lock"):
+            pass
+    return True
 
 
 def supervised(options, task, start, data_hash):
@@ -171,9 +187,9 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     asked:
         the preference of --preference's file, or None to train a model of it.
 
-    Returns (preference, judge, the preference model's folder, what the judge is worth:
-    report.judge_worth's numbers). Preference and folder are None where nobody is asked, as of
-    --offline, the folder also where a file is. Preference and judge are called with
+    Returns (preference, judge, {"preference": its folder, "judge": its folder}, what the judge is
+    worth: report.judge_worth's numbers). Preference and folder are None where nobody is asked, as
+    of --offline, folders also where no model was trained. Preference and judge are called with
     (prompt, y, y_other) and return [B]. A preference is p(y > y'), or r(y) - r(y'); or, where LABEL
     is "rewards", it is called with (prompt, y) and returns r(y).
     """
@@ -186,7 +202,7 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
                 f"preference: {asked.path} is asked, no model is trained; judge: the task's own "
                 f"panel (python evaluate.py A B --judge {asked.path} asks the file)"
             )
-        return asked, judge, None, {}
+        return asked, judge, dict(preference=None, judge=None), {}
     pairwise = method.LABEL == "preference"  # or Bradley-Terry, which has rewards
     made_of = options, task, reference, reference_path
     labels, model, path = {}, None, None
@@ -203,7 +219,7 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
     if model is not None:
         # Of Bradley-Terry, the logit is r(y) - r(y').
         labels = dict(preference=model, reward=model.logit, rewards=model.reward)
-    judge, worth = task.judge, {}
+    judge, judge_path, worth = task.judge, None, {}
     if judge is None:
         judge, judge_path = model, path
         if options.comparisons:
@@ -211,7 +227,7 @@ def labels_and_judge(options, method, task, reference, reference_path, asked):
         else:
             print("judge: no --comparisons to train another; the preference judges, too")
         worth = report.judge_worth(numbers_of(judge_path))
-    return labels.get(method.LABEL), judge, path, worth
+    return labels.get(method.LABEL), judge, dict(preference=path, judge=judge_path), worth
 
 
 def reused(options, method, task, policy):
@@ -253,7 +269,7 @@ def numbers_of(folder):
     path = os.path.join(folder, "accuracy.json")
 
     def look():
-        return read_json(path) if os.path.exists(path) else {}
+        return read_object(path) if os.path.exists(path) else {}
 
     return parallel.from_first(look)
 
@@ -301,7 +317,7 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
 
     def load(folder):
         model = preference_model.load(folder).to(options.device)
-        return model, read_json(os.path.join(folder, "accuracy.json"))
+        return model, read_object(os.path.join(folder, "accuracy.json"))
 
     (model, numbers), path = keep_or_make(options.stages, name, key, make, write, load)
     print(report.held_out(numbers))

@@ -22,3 +22,5 @@
   ai_feedback  no command but a file for --preference: a language model asked which is better
 runs.py holds what table2, figures, same_tau, rates, survey and rungs share.
 """
+
+import stopping  # noqa: F401  first of all: a study takes seconds to import

@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import data
+import job.folder
 import job.options
-import job.run
 import policy as policies
 import preference_model
 import sampler
@@ -627,7 +627,7 @@ def main(argv=None):
         return 2
     found = report(options)
     if options.json:
-        job.run.write_json(options.json, found)
+        job.folder.write_json(options.json, found)
     return int(found["exactness"] > 1e-5)
 
 

@@ -16,8 +16,8 @@ import job  # before torch: it sets how torch's threads wait
 import torch
 
 import data
+import files
 import job.options
-import job.run
 import job.stages
 import policy as policies
 import sampler
@@ -149,7 +149,7 @@ def gates(options):
     reference, path = job.stages.supervised(chosen, task, start, data_hash)
     _, model_path = job.stages.preference(chosen, task, reference, path, "preference")
     missed = show(task_gates(supervised_samples(task, reference)))
-    numbers = job.run.read_json(os.path.join(model_path, "accuracy.json"))
+    numbers = files.read_object(os.path.join(model_path, "accuracy.json"))
     missed += show(model_gates(numbers))
     win_rates = []
     for threads, loss, seed in itertools.product((1, 2), ("ipo", "ipo_md"), range(options.seeds)):
@@ -170,7 +170,7 @@ def default_run(options, loss, seed, threads):
     torch.set_num_threads(threads)
     if train.main([*argv, "--eval-prompts", str(options.prompts), "--resume"]):
         return None
-    return job.run.read_json(os.path.join(out, "summary.json"))
+    return files.read_object(os.path.join(out, "summary.json"))
 
 
 def main(argv=None):

@@ -24,10 +24,11 @@ import job  # before torch: it sets how torch's threads wait
 import torch
 
 import data
+import job.folder
 import job.options
-import job.run
 import job.stages
 import policy as policies
+import stopping
 from job import recorded
 from job.versions import RECORDED, VERSIONS
 
@@ -128,7 +129,7 @@ def work_off(options, choice, lines):
             lines[name] = line
             os.makedirs(os.path.dirname(choice.results) or ".", exist_ok=True)
             with open(choice.results, "a", encoding="utf-8", newline="") as file:
-                job.run.append_line(file, line)
+                job.folder.append_line(file, line)
 
 
 def read_lines(path, of_any_version):
@@ -202,6 +203,7 @@ def parse(argv):
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     choice, rest = parse(argv)
     try:

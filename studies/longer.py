@@ -20,7 +20,7 @@ import torch
 
 import data
 import equilibrium
-import job.run
+import job.folder
 import preference_model
 from studies import runs
 
@@ -73,7 +73,7 @@ def run_to_residuals(todo):
     start, task = runs.load_policy(there, "SFT"), data.BuiltIn()
     line = {name: value for name, value in todo.items() if name != "where"}
     line |= dict(seconds=seconds, points=[])
-    for path in job.run.checkpoints(out):
+    for path in job.folder.checkpoints(out):
         name = os.path.relpath(path, there["folder"])
         policy = runs.load_policy(there, name)
         count = min(PROMPTS, there["prompts"])

@@ -21,9 +21,9 @@ import torch
 
 import data
 import equilibrium
+import job.folder
 import job.judged
 import job.options
-import job.run
 import job.stages
 import policy as policies
 import summaries
@@ -129,7 +129,7 @@ def run_to_residuals(todo):
     line["trained_on"] = task.most("align")
     line["seconds"] = seconds
     line["points"] = []
-    for path in job.run.checkpoints(out):
+    for path in job.folder.checkpoints(out):
         policy = policies.load(path)[0]
         rows = equilibrium.measure(
             policy, reference, panel, task, TAU, split="align", count=there["prompts"]

@@ -16,9 +16,9 @@ import job  # before torch: it sets how torch's threads wait
 # isort: split
 import data
 import job.options
-import job.run
 import policy as policies
-from job import recorded, report, stages
+import stopping
+from job import folder, recorded, report, stages
 
 
 def train_one(options):
@@ -39,15 +39,14 @@ def train_one(options):
     pairwise = job.options.find_method(options.loss).LABEL == "preference"
     given = options, task, reference, reference_path, "preference"
     _, path = stages.preference(*given, pairwise=pairwise)
-    unfinished = f"{options.out}.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(path, unfinished)
-    job.run.publish(unfinished, options.out)
+    with folder.whole(options.out) as unfinished:
+        shutil.copytree(path, unfinished, dirs_exist_ok=True)
     return stages.numbers_of(options.out)
 
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     policies.quiet()
     try:
         options = job.options.parse(argv)

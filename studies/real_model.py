@@ -33,9 +33,9 @@ import torch
 
 import data
 import evaluate
+import job.folder
 import job.options
 import job.report
-import job.run
 import job.versions
 import policy as policies
 import records
@@ -216,12 +216,12 @@ def run(options):
     if options.loss == "ipo_md":
         line["cycles"] = cycles(start, tokenizer, held_out)
     with open(options.results, "a", encoding="utf-8", newline="") as file:
-        job.run.append_line(file, line)
+        job.folder.append_line(file, line)
 
 
 def last_step(out):
     """The step of a run's last checkpoint, 0 without one."""
-    kept = job.run.checkpoints(out) if os.path.isdir(out) else []
+    kept = job.folder.checkpoints(out) if os.path.isdir(out) else []
     return int(kept[-1][-6:]) if kept else 0
 
 

@@ -30,6 +30,7 @@ import bandit
 import enumerated
 import equilibrium
 import job.report
+import stopping
 from enumerated import per_token_mixture
 from job.options import fail, find_method, positive_whole
 from studies import runs
@@ -203,6 +204,7 @@ def parse(argv):
 
 def main(argv=None):
     """The command; returns the exit status."""
+    stopping.begun()
     pool = None
     try:
         study = SimpleNamespace(**vars(parse(argv)), version=VERSION)

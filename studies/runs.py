@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -28,13 +29,14 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import job.folder
 import job.options
 import job.report
-import job.run
 import job.stages
 import job.versions
 import policy as policies
 import preference_model
+import stopping
 import train
 
 # steps: by studies/lengths.py; prompts: validation prompts of a comparison; test: those of Table 2;
@@ -156,7 +158,7 @@ def run_cell(todo):
     line = {name: value for name, value in todo.items() if name != "where"}
     line["seconds"] = time.process_time() - begun
     line["points"] = []
-    for path in job.run.checkpoints(out):
+    for path in job.folder.checkpoints(out):
         pair = dict(a=os.path.relpath(path, there["folder"]), b="SFT", split="validation")
         point = compare(dict(name=todo["name"], **pair, where=there))
         point["step"] = int(path[-6:])
@@ -261,7 +263,7 @@ def work_off(study, work, todos):
         for future in tqdm(finished, desc=work.__name__, total=len(futures)):
             line = dict(future.result(), version=study.version)
             study.lines[line["name"]] = line
-            job.run.append_line(file, line)
+            job.folder.append_line(file, line)
 
 
 def pool(jobs):
@@ -274,10 +276,12 @@ def pool(jobs):
 def begin_process():
     """The beginning of each of the pool's processes: one thread, and an end with the study's own.
 
-    A study that is killed cannot say good-bye: its processes would finish their runs, and hold
-    their folders' locks meanwhile, against the same command started anew.
+    Ctrl-C is the study's: it waits for what runs and drops the rest. A study that is killed cannot
+    say good-bye: its processes would finish their runs, and hold their folders' locks meanwhile,
+    against the same command started anew.
     """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_the_study, daemon=True).start()
 
 
@@ -465,6 +469,7 @@ def main(module, doc, parts, argv=None):
     parts:
         {name: function of the study}.
     """
+    stopping.begun()
     study = SimpleNamespace(**vars(parse(module, doc, parts, argv)))
     vars(study).update(SCALES[study.scale], version=job.versions.version(), shared={})
     study.path = os.path.join(study.results, f"{study.scale}.jsonl")

@@ -289,10 +289,30 @@ OPTIONS = {
     "seed -1": (["--seed", "-1"], "--seed"),
     "seed a fraction": (["--seed", "0.5"], "--seed"),
     "tau inf": (["--tau", "inf"], "--tau"),
+    "tau 1e300": (["--tau", "1e300"], "--tau"),
+    "lr 1e-300": (["--lr", "1e-300"], "--lr"),
+    "ptx 1e300": (["--ptx", "1e300"], "--ptx"),
+    "seed 2^64": (["--seed", str(2**64)], "--seed"),
+    "data-seed 2^63": (["--data-seed", str(2**63)], "--data-seed"),
+    "steps 10^30": (["--steps", str(10**30)], "--steps"),
+    "a batch of 10^12 rows": (["--batch-size", str(10**12)], "--batch-size"),
+    "prompts of 10^12 tokens": (["--max-prompt-tokens", str(10**12)], "--max-prompt-tokens"),
+    "a control character": (["--out", "a\x1b[31m"], "--out: 'a\\x1b[31m'"),
+    "half a letter": (["--out", "a\udcff"], "--out"),
+    "a set constant 1e300": (["--loss", "slic", "--set", "x=1e300"], "--set"),
     "dtype": (["--dtype", "int8"], "--dtype"),
     "a word too much": (["ipo"], "ipo"),
     "an option cut short": (["--lo", "ipo"], "--lo"),
 }
+
+
+TEXTS = "demos comparisons prompts preference preference-model policy tokenizer out stages"
+for name in TEXTS.split():
+    OPTIONS[f"{name}, an empty text"] = [f"--{name}", ""], f"--{name}: is empty"
+WHOLE = "steps warm-up batch-size micro-batch-size seed data-seed eval-prompts save-every keep"
+WHOLE += " refresh renew-reference epochs supervised-steps preference-steps max-response-tokens"
+for name in WHOLE.split():
+    OPTIONS[f"{name} 10^400"] = [f"--{name}", "1" + "0" * 400], f"--{name}: 1000"
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -306,6 +326,31 @@ def rows_with(changes):
     """The good comparisons, the first of them changed."""
     _, compared = records(240)
     return [row | changes[k] if k < len(changes) else row for k, row in enumerate(compared)]
+
+
+def test_a_tokenizer_with_holes_in_its_ids(tmp_path, capsys, files):
+    """A policy from scratch has a row for every id from 0 on."""
+    shutil.copytree(files["tokenizer"], tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    vocabulary = found["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 7
+    path.write_text(json.dumps(found))
+    given = ["--comparisons", files["comparisons"], "--tokenizer", tmp_path / "tokenizer"]
+    fails(tmp_path, capsys, given, "--tokenizer", "have holes")
+
+
+def test_no_steps_and_one_prompt(tmp_path, files, capsys):
+    """--steps 0 evaluates the start, and one prompt has a win rate and no standard error."""
+    argv = [*FEW, "--stages", str(tmp_path / "stages"), "--out", str(tmp_path / "run")]
+    argv += ["--comparisons", str(files["comparisons"]), "--steps", "0", "--eval-prompts", "1"]
+    assert train.main(argv) == 0
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["steps"] == 0 and abs(found["kl"]) < 1e-5 and found["win_rate_se"] is None
+    assert "win_rate_se    none" in capsys.readouterr().out
+    start = next((tmp_path / "stages").glob("supervised-*/model.safetensors"))
+    trained, before = load_file(tmp_path / "run/policy/model.safetensors"), load_file(start)
+    assert all(torch.equal(trained[name], before[name]) for name in before)
 
 
 HANDLED = {  # the file's bytes, made from its rows; what the screen must say

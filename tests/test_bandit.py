@@ -8,6 +8,7 @@ closed forms first, so that it can judge the rest.
 
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -525,3 +526,31 @@ def test_a_pickle_is_not_opened(capsys, tmp_path):
     numpy.save(tmp_path / "p.npy", numpy.array([[object()]]), allow_pickle=True)
     status, _, error = run(capsys, "--preferences", tmp_path / "p.npy")
     assert status == 2 and error.count("\n") == 1
+
+
+ROUGH = {
+    "no preferences": (["--preferences", ""], "--preferences: is empty"),
+    "no folder": (["--out", " "], "--out: is empty"),
+    "a device": (["--preferences", "{zero}"], "is no file"),
+    "a pipe": (["--preferences", "{pipe}"], "is no file"),
+    "words": (["--preferences", "{words}"], "n rows of n probabilities"),
+    "a reference of words": (["--preferences", "{game}", "--reference", "{words}"], "one probab"),
+    "a short reference": (["--preferences", "{game}", "--reference", "{one}"], "one probability"),
+    "control characters": (["--preferences", "{words}\x1b[31m.csv"], "\\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("case", ROUGH)
+def test_rough_input(tmp_path, capsys, case):
+    """One line that says what is wanted, exit 2, nothing waited for and no folder made."""
+    argv, expected = ROUGH[case]
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name, text in dict(words="a,b\nc,d", game="0.5,0.9\n0.1,0.5", one="1").items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    paths = {path.stem: path for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit) as stopped:
+        bandit.main([word.format(**paths) for word in argv])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and expected in error
+    assert len(list(tmp_path.iterdir())) == 5

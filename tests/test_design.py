@@ -170,7 +170,8 @@ def test_a_method_and_the_lab_stand_alone(name):
     Pictures are drawn by matplotlib, imported where they are.
     """
     losses = {f"{method}.py" for method in METHODS}
-    assert arrows()[f"{name}.py"] <= losses
+    # The lab is a command, too: Ctrl-C in it is one line.
+    assert arrows()[f"{name}.py"] <= losses | ({"stopping.py"} if name == "bandit" else set())
     allowed = {"torch", "numpy", "matplotlib"} if name == "bandit" else {"torch"}
     assert others(f"{name}.py") <= allowed
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import ipo_md
 import policy as policies
 import train
+from job import folder
 from job import run as runs
-from job import stages
 
 resource = pytest.importorskip("resource")  # Unix only
 
@@ -144,7 +144,7 @@ def test_killed_in_a_step(whole, started, monkeypatch, step):
 def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
     """SIGKILL before a checkpoint gets its name, and before a stage does: the unfinished folder is
     not taken for a finished one."""
-    publish = runs.publish
+    publish = folder.publish
 
     def stops_at(name):
         def publishes(unfinished, path):
@@ -152,8 +152,7 @@ def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
                 kill()
             publish(unfinished, path)
 
-        for module in (runs, stages):
-            monkeypatch.setattr(module, "publish", publishes)
+        monkeypatch.setattr(folder, "publish", publishes)
 
     own = ["--stages", str(started / "own")]
     stops_at("checkpoint-000008")

@@ -25,8 +25,8 @@ import enumerated
 import equilibrium
 import evaluate
 import ipo
+import job.folder
 import job.report
-import job.run
 import job.versions
 import policy as policies
 import preference_model
@@ -227,7 +227,7 @@ def test_entries_by_hand():
 def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=12):
     """Stopped at a line's writing, which leaves half of it: the same command goes on and prints the
     table of the uninterrupted run."""
-    append_line = job.run.append_line
+    append_line = job.folder.append_line
     count = 0
 
     def stops(file, line):
@@ -240,10 +240,10 @@ def test_interrupted_and_continued(whole, tmp_path, monkeypatch, capsys, after=1
             raise KeyboardInterrupt
         append_line(file, line)
 
-    monkeypatch.setattr(job.run, "append_line", stops)
+    monkeypatch.setattr(job.folder, "append_line", stops)
     assert run(table2, tmp_path) == 130
     assert "goes on" in capsys.readouterr().err
-    monkeypatch.setattr(job.run, "append_line", append_line)
+    monkeypatch.setattr(job.folder, "append_line", append_line)
     assert len(raw_lines(tmp_path)) == after
     assert run(table2, tmp_path) == 0
     table = capsys.readouterr().out
