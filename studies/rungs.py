@@ -166,7 +166,10 @@ def table(lines):
 
 
 def panels(lines):
-    """Slope, R2 and total variation over the steps, for job.report.plot, the first seed's."""
+    """Slopes, R2 and total variation over the steps, for job.report.plot: the longest runs, of the
+    first seed."""
+    longest = max(line["steps"] for line in lines)
+    shown = [line for line in lines if (line["steps"], line["seed"]) == (longest, 0)]
     found = []
     for title, key in (
         ("slope of p on tau d", "slope"),
@@ -175,12 +178,10 @@ def panels(lines):
         ("total variation", "total_variation"),
     ):
         series = {}
-        for line in lines:
-            if line["seed"] == 0:
-                label = f"{runs.NAMES[line['method']]} {line['beta']:g}, {compared(line)} pairs"
-                label += f", {line['steps']} steps"
-                steps = runs.column(line["points"], "step")
-                series[label] = steps, runs.column(line["points"], key)
+        for line in shown:
+            label = f"{runs.NAMES[line['method']]} {line['beta']:g}, {compared(line)} pairs"
+            steps = runs.column(line["points"], "step")
+            series[label] = steps, runs.column(line["points"], key)
         found.append((title, "step", key, series))
     return found
 
