@@ -369,18 +369,18 @@ def crossed_interval(values):
     width of its 95 % interval over seeds.
 
     values:
-        [seeds, seeds], a row for each seed of the first.
+        [seeds, other's seeds], two or more of each, a row for each seed of the first.
 
     The comparisons share seeds, so their deviation is no standard error. That of the mean is
-    se^2 = (var(row means) + var(column means))/seeds, a little too large, with the degrees of
+    se^2 = var(row means)/rows + var(column means)/columns, a little too large, with the degrees of
     freedom of Satterthwaite: of two methods one may have all the spread.
     """
-    seeds = len(values)
-    variances = np.array([values.mean(1).var(ddof=1), values.mean(0).var(ddof=1)])
-    se = np.sqrt(variances.sum() / seeds)
+    counts = np.array(values.shape)
+    variances = np.array([values.mean(1).var(ddof=1), values.mean(0).var(ddof=1)]) / counts
+    se = np.sqrt(variances.sum())
     if se == 0:
         return values.mean(), 0.0
-    freedom = (seeds - 1) * variances.sum() ** 2 / (variances**2).sum()
+    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     return values.mean(), STUDENT[int(freedom)] * se
 
 

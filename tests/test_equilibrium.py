@@ -420,7 +420,7 @@ def test_the_command_prints_what_it_measured(folders, capsys):
         (["--tau", "0"], "--tau: 0: give a number above 0"),
         (["--beta", "2"], "--beta"),
         (["--responses", "1"], "--responses 1: give at least 2"),
-        (["--count", "0"], "--count 0: give at least 1"),
+        (["--count", "0"], "--count: 0: give a whole number above 0"),
         (["--judge", "panel"], "--judge panel"),
     ],
 )

@@ -129,12 +129,16 @@ def test_what_is_refused_says_what_to_do(case):
 
 def test_numbers_at_their_edges():
     """The smallest and largest values that are allowed, and the nearest that are not."""
-    tiny = math.nextafter(0, 1)
-    assert job_options.positive(str(tiny)) == tiny and job_options.weight("1") == 1.0
-    assert job_options.whole("0") == 0 and job_options.whole(str(2**63 - 1)) == 2**63 - 1
+    assert job_options.positive("1e-12") == 1e-12 and job_options.weight("1") == 1.0
+    assert job_options.whole("0") == 0 and job_options.whole("1000000000") == 10**9
+    assert job_options.seed(str(2**63 - 2)) == 2**63 - 2
     for kind, text in (
         (job_options.positive, "0"),
+        (job_options.positive, "9e-13"),
+        (job_options.positive, "1.1e12"),
         (job_options.positive, "inf"),
+        (job_options.whole, "1000000001"),
+        (job_options.seed, str(2**63 - 1)),
         (job_options.weight, str(math.nextafter(1, 2))),
         (job_options.whole, "-1"),
         (job_options.positive_whole, "0"),

@@ -377,9 +377,8 @@ def test_an_empty_name_is_refused(tmp_path, capsys, monkeypatch, name, empty):
     monkeypatch.chdir(tmp_path)
     assert train.main([f"--{name}", empty]) == 2
     error = capsys.readouterr().err
-    assert error == f"train.py: error: --{name}: is empty; give a file or a hub name, or leave " + (
-        f"--{name} out\n"
-    )
+    advice = "is empty; give a value, or leave the option out"
+    assert error == f"train.py: error: argument --{name}: {advice}\n"
     assert list(tmp_path.iterdir()) == []
 
 
