@@ -38,7 +38,14 @@ def saved(folder, kind, tokenizer, rows=320):
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Three of them here: each takes all the stages.
+LATER = ("opt", "qwen2", "gpt_neox")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LATER)) for kind in KINDS],
+)
 def test_five_steps(tmp_path, compared, kind, capsys):
     """Ends with 0; the first step's log-ratio is exactly 0; policy/ is an ordinary folder, whose
     weights have moved; no id that the tokenizer lacks was drawn."""

@@ -99,6 +99,7 @@ def test_operations_are_shares():
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_peak_is_this_programs():
     """Not that of a large parent, which getrusage would take over; and it grows by what is held."""
     held = torch.ones(2**26)  # 256 MiB, written

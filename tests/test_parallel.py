@@ -376,7 +376,7 @@ def test_the_job_by_two(alone, tmp_path, capfd):
     assert not (tmp_path / "run" / runs.LOCK).exists()
 
 
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 3)])
+@pytest.mark.parametrize("before, after", [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_resumed_by_another_number(alone, begun, monkeypatch, before, after):
     """Stopped in the middle by a signal to one process only, resumed by another number of them."""
 

@@ -129,7 +129,12 @@ def test_killed_at_random_moments(whole, tmp_path):
     assert len(runs.checkpoints(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("step", [0, 3, 4, 17, 29])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "step", [0, pytest.param(3, marks=SLOW), 4, pytest.param(17, marks=SLOW), 29]
+)
 def test_killed_in_a_step(whole, started, monkeypatch, step):
     """SIGKILL between a step's draw and its update: before the first checkpoint, around one, and in
     the last step."""
@@ -164,7 +169,10 @@ def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
     assert "resumed at step 4" in capsys.readouterr().out and same(result(started), whole[1])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "state", "pickle"])
+@pytest.mark.parametrize(
+    "damage",
+    ["truncated", pytest.param("missing", marks=SLOW), "state", pytest.param("pickle", marks=SLOW)],
+)
 def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     """A warning, the one before is used, and the end is the same.
 

@@ -207,6 +207,7 @@ def test_handout_readme_has_every_exercise():
         assert f"| {number} | {title} |" in text
 
 
+@pytest.mark.slow
 def test_a_folder_outside_the_project(tmp_path):
     """pytest --impl=DIR in the project: the graded tests on DIR's files, and the points as JSON."""
     student = tmp_path / "someone"
