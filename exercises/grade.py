@@ -44,6 +44,7 @@ REFERENCE = (
     "side_by_side",
     "sampler",
     "enumerated",
+    *("files", "stopping"),
 )
 GRADER = (
     "conftest.py",
@@ -56,10 +57,7 @@ GRADER = (
 # What a student hands in.
 FILES = sorted({f"{name}.py" for name in adapters.MODULES} | set(adapters.ANSWERS.values()))
 # What exercises/grader/run.py trains with: none of it is a solution.
-TRAINER = (
-    *("train", "data", "summaries", "records", "preference_model", "evaluate", "equilibrium"),
-    *("files", "stopping"),
-)
+TRAINER = ("train", "data", "summaries", "records", "preference_model", "evaluate", "equilibrium")
 # Of a handout and of the folders that are graded: no test of the project's own is there.
 SETTINGS = """[tool.pytest.ini_options]
 testpaths = ["exercises/grader"]

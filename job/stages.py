@@ -48,7 +48,16 @@ def keep_or_make(stages, name, key, make, write, load):
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     path = os.path.join(stages, f"{name}-{digest.hexdigest()[:12]}")
     begun = time.time()
-    found = parallel.from_first(partial(is_kept, path))
+
+    def is_kept_already():
+        """Before the lock: a run that was killed behind the last line of the making left one."""
+        kept = is_kept(path)
+        if kept and os.path.exists(f"{path}.lock"):
+            with locked(f"{path}.lock"):  # and that goes when the block is left
+                pass
+        return kept
+
+    found = parallel.from_first(is_kept_already)
     with contextlib.ExitStack() as held:
 
         def is_there():
@@ -84,10 +93,6 @@ def is_kept(path):
             f"{path}: {wrong} is missing or not as it was made; "
             "remove the folder, and it is made again"
         )
-    # A run that was killed behind the last line of the making left it.
-    if os.path.exists(f"{path}.lock"):
-        with locked(f"{path}.lock"):
-            pass
     return True
 
 
