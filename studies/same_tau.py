@@ -247,7 +247,7 @@ def print_row(tau, first, second, beta, slopes, distances, wins):
     print(f"| {between:.4f} | {within:.4f} | {statistic:+.4f} +- {half:.4f} ", end="")
     forth, back = slopes[::2], slopes[1::2]
     print(f"| {min(forth):.2f} to {max(forth):.2f}, {min(back):.2f} to {max(back):.2f} ", end="")
-    print(f"| {win_rate:.3f} +- {win_half:.3f} | {found} |")
+    print(f"| {win_rate:.4f} +- {win_half:.4f} | {found} |")
 
 
 def same_tau(study):
