@@ -27,7 +27,7 @@ import job.options
 import job.stages
 import policy as policies
 import summaries
-from studies import runs
+from studies import longer, runs
 
 TAU = 0.1
 # Facts a post, tokens a response at most, prompts to align on, in all.
@@ -138,11 +138,6 @@ def run_to_residuals(todo):
     return line
 
 
-def residual(point, name):
-    """A number with its standard error, as text."""
-    return f"{point[name]:.2f} ({point[f'{name}_se']:.2f})"
-
-
 def middle(study):
     """The table of all ends."""
     names = ("slope", "slope_back", "r2", "exploitability")
@@ -153,7 +148,7 @@ def middle(study):
         end = line["points"][-1]
         print(f"| {line['facts']}, {line['tokens']}, {line['trained_on']} ", end="")
         print(f"| {runs.NAMES[line['loss']]} | {line['steps']} ", end="")
-        print("| " + " | ".join(residual(end, name) for name in names), end="")
+        print("| " + " | ".join(longer.residual(end, name) for name in names), end="")
         print(f" | {line['seconds']:.0f} |")
 
 

@@ -8,8 +8,8 @@ R2 are 1 and the total variation is 0. Seconds are of a processor, whatever else
 A cell is a line of results/rungs.jsonl, appended as it finishes: the same command goes on where it
 was stopped.
 Left out: rungs above this one, where the point is not known.
-Run: python -m studies.rungs                   (8 min on 2 cores; results/rungs.png)
-     python -m studies.rungs --scale long      (also 512 pairs a prompt: 20 min)
+Run: python -m studies.rungs                   (10 min on 2 cores; results/rungs.png)
+     python -m studies.rungs --scale long      (also 512 pairs a prompt: half an hour)
      python -m studies.rungs --scale smoke     (half a minute)
      python -m studies.rungs --from-results    (the table and picture from the lines alone)
 """

@@ -11,7 +11,7 @@ the second. The statistic is the mean distance between the methods less the mean
   different  its lower limit is above 0
   undecided  else
 Run: python -m studies.same_tau                   (50 min on 2 cores)
-     python -m studies.same_tau enumerated        (the first rung alone: 10 min)
+     python -m studies.same_tau enumerated        (the first rung alone: 7 min)
      python -m studies.same_tau --from-results    (the tables from the lines of results/ alone)
 """
 
