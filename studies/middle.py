@@ -125,7 +125,8 @@ def run_to_residuals(todo):
     task, start, data_hash = data.open_task(options)
     reference, _ = job.stages.supervised(options, task, start, data_hash)
     panel = job.judged.asked_file(options, task.tokenizer)
-    line = {name: value for name, value in todo.items() if name != "where"}
+    # Its options name files of this machine.
+    line = {name: value for name, value in todo.items() if name not in ("where", "argv")}
     line["trained_on"] = task.most("align")
     line["seconds"] = seconds
     line["points"] = []
