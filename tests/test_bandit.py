@@ -390,6 +390,7 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_preferences_of_your_own(capsys, tmp_path):
     """The three formats are one matrix, and the answer is what the solver gives, to 6 decimals."""
     preferences = bandit.cycle(0.3)

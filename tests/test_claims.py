@@ -52,6 +52,7 @@ def test_every_claim_holds(capsys):
     assert len(out.splitlines()) == len(claims.CLAIMS) + 2
 
 
+@pytest.mark.slow
 def test_a_broken_loss_fails_claims(capsys, monkeypatch):
     """The claims go through the losses: IPO with its target doubled turns lines to FAILS.
 

@@ -221,7 +221,10 @@ def ten_steps(case):
         pytest.param("dro", marks=pytest.mark.slow),
         pytest.param("lipo --responses 3", marks=pytest.mark.slow),
         pytest.param("rl", marks=pytest.mark.slow),
-        "inpo --micro-batch-size 1 --refresh 3 --renew-reference 4 --epochs 2 --ptx 0.1",
+        pytest.param(
+            "inpo --micro-batch-size 1 --refresh 3 --renew-reference 4 --epochs 2 --ptx 0.1",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("slic --micro-batch-size 2", marks=pytest.mark.slow),
     ],
 )
@@ -301,6 +304,7 @@ def stages_of(folder, monkeypatch):
         return [flat(weights.values()) for weights in found], json.load(file)
 
 
+@pytest.mark.slow
 def test_stages_are_shared_out(tmp_path, monkeypatch):
     """Supervised policy and preference model of three processes are those of one, to 1e-9; so are
     the numbers on held-out pairs. Only process 0 writes."""
@@ -392,7 +396,7 @@ def test_resumed_by_another_number(alone, begun, monkeypatch, before, after):
     assert close(result(begun), alone[1])
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_dies(begun, monkeypatch, capfd, victim):
     """SIGKILL to one of two in a step: the other says so in one line and ends; the run goes on by
     one process from the checkpoint before."""

@@ -99,9 +99,9 @@ def test_ci_runs_the_second_command():
         "slic",
         "rl",
         "policy",
-        "sampler",
         "summaries",
-        "enumerated",
+        pytest.param("sampler", marks=pytest.mark.slow),
+        pytest.param("enumerated", marks=pytest.mark.slow),
     ],
 )
 def test_worked_example_runs(name):

@@ -203,6 +203,7 @@ def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     assert same(result(started), whole[1]) and not (tmp_path / "evil").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_later_checkpoint_does_not_outlive_good_ones(started):
     """A damaged checkpoint of a later step is passed over, and removed at the next save: --keep
     counts the good ones."""

@@ -118,6 +118,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_table_is_drawn_again_from_its_lines(whole, capsys, tmp_path):
     """--from-results prints the same characters, twice; without lines it says which is missing."""
     for _ in range(2):
@@ -129,6 +130,7 @@ def test_the_table_is_drawn_again_from_its_lines(whole, capsys, tmp_path):
     assert "are missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_line_says(whole):
     """Its options, the version, every checkpoint; the start against itself would be 1/2: the first
     KL is small."""
@@ -142,6 +144,7 @@ def test_what_a_line_says(whole):
     assert {line["seed"] for line in found} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_table_entries(whole, capsys):
     """The table is antisymmetric; its entry is the mean of nine comparisons of the tournament."""
     assert run(table2, whole, "--from-results") == 0
@@ -164,6 +167,7 @@ def test_table_entries(whole, capsys):
     assert cells[0][1] == pytest.approx(statistics.mean(wins), abs=5e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_tournament_is_one_sample_of_each_player(whole):
     """Every pair by itself, from the responses that the players' own streams give; a policy against
@@ -270,6 +274,7 @@ def test_policies_are_made_again_from_their_lines(whole, tmp_path, capsys):
     assert not (tmp_path / "runs" / "smoke-this" / "ipo-tau0.05-beta0-seed1-steps2").exists()
 
 
+@pytest.mark.slow
 def test_lines_of_other_versions_are_made_again(whole, tmp_path, monkeypatch):
     """A raised version: what is drawn without --from-results is new."""
     monkeypatch.setattr(job.versions, "version", lambda: "another")
