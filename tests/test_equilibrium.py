@@ -450,7 +450,7 @@ def test_rungs_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
     """A line a cell, the first seed's first; again nothing is run; with another seed only its own;
     without lines --from-results says what is missing."""
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
-    monkeypatch.setitem(rungs.SCALES, "smoke", ((4, 21),))
+    monkeypatch.setitem(rungs.SCALES, "smoke", ((4, 21, False),))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     argv = ["--scale", "smoke", "--results", str(tmp_path)]
     assert rungs.main([*argv, "--from-results"]) == 2
@@ -465,4 +465,4 @@ def test_rungs_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rungs, "run_cell", None)
     assert rungs.main(argv) == 0 and capsys.readouterr().out == printed
     seeds = [cell["seed"] for cell in rungs.cells("long", 2)]
-    assert len(seeds) == 24 and seeds == sorted(seeds)
+    assert len(seeds) == 40 and seeds == sorted(seeds)
