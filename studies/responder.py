@@ -81,7 +81,7 @@ def respond(todo):
     win_rate, se = versus["win_rate"], versus["win_rate_se"]
     # Against itself a policy wins half, whatever the sample says.
     gain = win_rate - 0.5 - TAU * (kl - policy_kl)
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     line |= dict(win_rate=win_rate, win_rate_se=se, kl=kl, policy_kl=policy_kl, gain=gain)
     return line | dict(tau=TAU, seconds=time.process_time() - begun)
 
@@ -108,11 +108,8 @@ def responder(study):
     """The table: each policy, its bound of any law, and both responders' gains."""
     lines = runs.gather(study, runs.run_cell, trained_cells(study))
     residuals = []
-    fewer = runs.where(study, min(same_tau.PROMPTS, study.prompts))
     for line in lines:
-        policy = runs.checkpoint(line)
-        asked = dict(name=f"residual beta 0: {policy}", policy=policy, tau=TAU, beta=0.0)
-        residuals.append(dict(asked, where=fewer))
+        residuals.append(same_tau.residual_of(study, runs.checkpoint(line), TAU, 0.0))
     runs.run_again(study, [*residuals, *cells(study)], lines)
     bounds = runs.gather(study, same_tau.residual, residuals)
     found = runs.gather(study, respond, cells(study))

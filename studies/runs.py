@@ -134,14 +134,22 @@ def prepare(study):
 def run_by_train(todo, folder):
     """Runs a cell's options by train.py, silently, in a folder of the study's.
 
-    Returns (the run's path, its summary); of a run that is finished, those that are there.
+    Returns (the run's path, the seconds of a processor that it took, whatever else that had to do):
+    of a resumed run its last start's, of one that was finished about none.
     """
     there = todo["where"]
     out = os.path.join(there["folder"], folder)
     stages = os.path.join(there["folder"], "stages")
     argv = [*todo["argv"], "--out", out, "--stages", stages, "--device", "cpu", "--resume"]
+    begun = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        return out, train.run_job(job.options.parse(argv))
+        train.run_job(job.options.parse(argv))
+    return out, time.process_time() - begun
+
+
+def line_of(todo):
+    """The beginning of an entry's line: all that it says but where it is run."""
+    return {name: value for name, value in todo.items() if name != "where"}
 
 
 def folder_of(name):
@@ -151,13 +159,10 @@ def folder_of(name):
 
 def run_cell(todo):
     """Runs a cell. Returns its line: the validation curve, its checkpoints against SFT, the last
-    one is the run's end, and seconds as run_to_end has them."""
+    one is the run's end, and seconds as run_by_train has them."""
     there = todo["where"]
-    begun = time.process_time()
-    out, _ = run_by_train(todo, todo["name"])
-    line = {name: value for name, value in todo.items() if name != "where"}
-    line["seconds"] = time.process_time() - begun
-    line["points"] = []
+    out, seconds = run_by_train(todo, todo["name"])
+    line = line_of(todo) | dict(seconds=seconds, points=[])
     for path in job.folder.checkpoints(out):
         pair = dict(a=os.path.relpath(path, there["folder"]), b="SFT", split="validation")
         point = compare(dict(name=todo["name"], **pair, where=there))
@@ -166,13 +171,14 @@ def run_cell(todo):
         with contextlib.suppress(FileNotFoundError):
             # The run is finished: nothing will go on from its optimiser, two thirds of the bytes.
             os.unlink(os.path.join(path, "optimizer.pt"))
-    line["curve"] = []
+    return line | dict(curve=curve(out))
+
+
+def curve(out):
+    """The evaluations of a run's metrics, a list of dicts. out: the run's path."""
     with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as file:
-        for text in file:
-            entry = json.loads(text)
-            if "win_rate" in entry:
-                line["curve"].append(entry)
-    return line
+        lines = [json.loads(text) for text in file]
+    return [line for line in lines if "win_rate" in line]
 
 
 def short_cell(study, name, argv, steps=None, **said):
@@ -197,16 +203,13 @@ def short_cell(study, name, argv, steps=None, **said):
 
 
 def run_to_end(todo):
-    """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and the
-    run's seconds of a processor, whatever else that had to do (of a resumed run its last start)."""
+    """Runs a cell. Returns its line: the final policy against SFT on validation prompts, and its
+    seconds as run_by_train has them."""
     there = todo["where"]
     folder = folder_of(todo["name"])
-    begun = time.process_time()
-    run_by_train(todo, folder)
-    seconds = time.process_time() - begun
+    _, seconds = run_by_train(todo, folder)
     pair = dict(name=todo["name"], a=f"{folder}/policy", split="validation", b="SFT", where=there)
-    line = {name: value for name, value in todo.items() if name != "where"}
-    return line | dict(seconds=seconds) | compare(pair)
+    return line_of(todo) | dict(seconds=seconds) | compare(pair)
 
 
 @torch.no_grad()

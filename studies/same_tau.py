@@ -109,7 +109,7 @@ def train_enumerated(todo):
     *_, log_pi = enumerated.train(w, find_method(todo["loss"]), tau, beta, **how)
     seconds = time.process_time() - begun
     ends = rungs.distances(w, log_pi, beta, target, tau)
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     return line | dict(seconds=seconds, log_pi=log_pi.tolist(), **ends)
 
 
@@ -170,6 +170,13 @@ def group_of(lines, tau, first, second, beta):
 # ---- the second rung: the built-in task ----
 
 
+def residual_of(study, policy, tau, beta):
+    """What residual is asked of a policy, as runs.load_policy names it."""
+    where = runs.where(study, min(PROMPTS, study.prompts))
+    asked = dict(name=f"residual beta {beta:g}: {policy}", policy=policy, tau=tau, beta=beta)
+    return dict(asked, where=where)
+
+
 def residual(todo):
     """The line of a policy's residual of eq 12 or 13, learned model, validation prompts."""
     there = todo["where"]
@@ -185,7 +192,7 @@ def residual(todo):
         split="validation",
         count=there["prompts"],
     )
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     return line | equilibrium.summarise(rows)
 
 
@@ -205,11 +212,7 @@ def on_task(study):
         for first, second, beta in PAIRS:
             own = group_of(lines, tau, first, second, beta)
             players = [runs.checkpoint(line) for line in own]
-            todos = []
-            where = runs.where(study, min(PROMPTS, study.prompts))
-            for player in players:
-                name = f"residual beta {beta:g}: {player}"
-                todos.append(dict(name=name, policy=player, tau=tau, beta=beta, where=where))
+            todos = [residual_of(study, player, tau, beta) for player in players]
             runs.run_again(study, todos, own)
             found = runs.gather(study, residual, todos)
             slopes = [line[name] for line in found for name in ("slope", "slope_back")]

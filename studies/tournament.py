@@ -72,7 +72,7 @@ def play(todo):
                 scores = [policies.log_prob(model, prompt, answers[row]) for model in models]
                 own = scores[row]
                 totals["kl"][row] += torch.stack([(own - s).double().sum() for s in scores])
-    line = {name: value for name, value in todo.items() if name != "where"}
+    line = runs.line_of(todo)
     for name in names_of:
         matrix = totals[name] / count
         if name != "kl":
