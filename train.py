@@ -105,7 +105,7 @@ def update(options, method, policy, reference, optimizer, *batch, demos=None, **
     whole:
         [B] each, what the loss takes of the whole batch.
 
-    Returns the step's numbers, means over the pairs (README, Reading the output). Raises
+    Returns the step's numbers, means over the pairs (docs/metrics.md). Raises
     FloatingPointError, with the weights as they were, if the loss or the gradient is not finite.
     """
     prompt, *responses, label = batch

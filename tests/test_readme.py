@@ -1,6 +1,7 @@
-"""README.md.
+"""README.md and the pages of docs/.
 
-What it names exists, and its quick commands run. Renaming a function that the map names fails here.
+What they name exists, their commands are understood, and the quick ones run. Renaming a function or
+an option that a page names fails here. docs/map.md has a file of its own (test_map.py).
 """
 
 import ast
@@ -12,21 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
+ALL = "\n".join(TEXTS.values())
 
 
-def section(title):
-    """The text from a heading to the next."""
-    return TEXT.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
-
-
-def rows(title):
-    """The cells of a section's table, without its head."""
-    return [
-        line.strip("| ").split(" | ")
-        for line in section(title).splitlines()
-        if line.startswith("|")
-    ][2:]
+def rows(name, title):
+    """The cells of a section's tables, without their heads."""
+    text = TEXTS[ROOT / name].split(f"## {title}", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [list(map(str.strip, line.strip().strip("|").split(" | "))) for line in lines][2:]
 
 
 def defined(path):
@@ -39,28 +35,72 @@ def defined(path):
     }
 
 
+def commands():
+    """Every command of the pages as (program, words after it); a program is FILE.py or -m MODULE."""
+    found = set()
+    pattern = r"(?:python |torchrun [^`\n]*?)((?:-m [\w.]+)|(?:[\w/]+\.py))([^`\n|]*)"
+    for program, rest in re.findall(pattern, re.sub(r"(`[^`\n]*)\n([^`\n]*`)", r"\1 \2", ALL)):
+        found.add((program, rest.split("#")[0].strip()))
+    return sorted(found)
+
+
+def test_readme_is_read_in_one_sitting():
+    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 200
+
+
+def test_line_counts_are_about_right():
+    """The column of the reading order, within a tenth: it says what one is in for."""
+    counted = 0
+    for files, lines, _ in rows("README.md", "The files, in reading order"):
+        paths = []
+        for name in re.findall(r"`([\w/]+\.py)`", files):
+            paths.append(ROOT / name)
+        for room in re.findall(r"`(\w+/)`|\[(\w+/)\]", files):
+            paths += (ROOT / "".join(room)).glob("*.py")
+        if not lines:
+            continue
+        true = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+        assert abs(int(lines) - true) <= 0.1 * true, (files, true)
+        counted += len(paths)
+    assert counted > 80
+
+
 def test_every_file_function_and_test_it_names_exists():
-    named = re.findall(r"`((?:\w+/)*\w+\.py)::?(\w+)`", TEXT)
+    named = re.findall(r"`((?:\w+/)*\w+\.py)::?(\w+)`", ALL)
     assert len(named) > 25, "the pattern must find the references, or the test is empty"
     assert not [
         f"{path}:{name}"
         for path, name in named
         if not (ROOT / path).is_file() or name not in defined(path)
     ]
-    files = re.findall(r"`(?:python )?((?:\w+/)*\w+\.py)[` ]", TEXT) + re.findall(
-        r"\]\(([\w/]+\.\w+)\)", TEXT
-    )
+    files = re.findall(r"`(?:python )?((?:\w+/)*\w+\.py)[` ]", ALL)
     assert not [path for path in files if not (ROOT / path).is_file()]
 
 
-def test_the_map_names_code_and_proof_in_every_row():
-    for paper, code, proof, figure in rows("The map"):
-        assert ".py:" in code and (".py" in proof or "python" in proof) and figure, paper
+def slug(heading):
+    """The anchor of a heading, as it is shown by the usual hosts."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_link_leads_somewhere():
+    followed = 0
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            there = (page.parent / name).resolve() if name else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
+                assert anchor in map(slug, headings), f"{page.name}: {target}"
+            followed += 1
+    assert followed > 50
 
 
 def test_notation_occurs_in_the_code():
     code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
-    for symbol, here, *_ in rows("Notation"):
+    for symbol, here, *_ in rows("docs/differences.md", "Notation"):
         for name in re.findall(r"`(\w+)`", here):
             assert re.search(rf"\b{name}\b", code), f"{name}, for {symbol}"
 
@@ -72,8 +112,8 @@ NUMBERS = (
 
 
 def test_metrics_are_the_ones_that_a_run_writes():
-    """Every number of metrics.jsonl and of measure() has its row under Reading the output."""
-    cells = "".join(row[0] for row in rows("Reading the output"))
+    """Every number of metrics.jsonl and of measure() has its row in docs/metrics.md."""
+    cells = "".join(row[0] for row in rows("docs/metrics.md", "The numbers"))
     explained = set(re.findall(r"`(\w+)`", cells))
     source = "".join(
         (ROOT / name).read_text(encoding="utf-8")
@@ -84,9 +124,34 @@ def test_metrics_are_the_ones_that_a_run_writes():
 
 
 def test_ci_runs_the_second_command():
-    commands = [line for line in TEXT.splitlines() if line.startswith("python3 -m venv")]
-    assert len(commands) == 2 and "train.py --loss ipo_md" in commands[0]
-    assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    text = TEXTS[ROOT / "README.md"]
+    setups = [line for line in text.splitlines() if line.startswith("python3 -m venv")]
+    assert len(setups) == 2 and "train.py --loss ipo_md" in setups[0]
+    assert setups[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_command_names_a_program():
+    programs = {program for program, _ in commands()}
+    assert len(programs) > 30
+    for program in programs - {"-m pytest", "-m venv"}:
+        path = program.removeprefix("-m ").replace(".", "/") if program.startswith("-m") else program
+        assert (ROOT / path).is_file() or (ROOT / f"{path}.py").is_file(), program
+
+
+@pytest.mark.slow
+def test_every_option_of_a_command_is_known_to_it():
+    """--help of each program lists each option that a page gives it."""
+    wanted = {}
+    for program, rest in commands():
+        options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", rest))
+        if options and program != "-m pytest":
+            wanted.setdefault(program, set()).update(options)
+    assert len(wanted) > 8
+    for program, options in wanted.items():
+        command = [sys.executable, *program.split(), "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", done.stdout))
+        assert done.returncode == 0 and options <= known, (program, options - known)
 
 
 @pytest.mark.parametrize(
