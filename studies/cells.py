@@ -15,6 +15,7 @@ import job.versions
 from job.options import fail
 from studies import (
     capacity,
+    exploitability,
     figures,
     lengths,
     longer,
@@ -40,6 +41,7 @@ def planned(study):
     yield from of_choice(study)
     yield "figures, recorded pairs", runs.sweep_cells(study, figures.offline_losses(), offline=True)
     yield "same_tau, built-in task", same_tau.task_cells(study)
+    yield "exploitability, tau 0.1", exploitability.cells(study)
     yield "responder", responder.cells(study)
     yield "survey", survey.cells(study)
 

@@ -170,23 +170,31 @@ def group_of(lines, tau, first, second, beta):
 # ---- the second rung: the built-in task ----
 
 
-def residual_of(study, policy, tau, beta):
-    """What residual is asked of a policy, as runs.load_policy names it."""
+def residual_of(study, policy, tau, beta, judge="learned"):
+    """What residual is asked of a policy, as runs.load_policy names it.
+
+    judge:
+        whose game: "learned", the preference model that it was trained on, or "panel".
+    """
     where = runs.where(study, min(PROMPTS, study.prompts))
-    asked = dict(name=f"residual beta {beta:g}: {policy}", policy=policy, tau=tau, beta=beta)
-    return dict(asked, where=where)
+    name = f"residual beta {beta:g}: {policy}"
+    if judge == "panel":
+        name = f"panel's {name}"
+    return dict(name=name, policy=policy, tau=tau, beta=beta, judge=judge, where=where)
 
 
 def residual(todo):
-    """The line of a policy's residual of eq 12 or 13, learned model, validation prompts."""
-    there = todo["where"]
-    learned = preference_model.load(there["shared"]["learned"])
+    """The line of a policy's residual of eq 12 or 13 on validation prompts."""
+    there, task = todo["where"], data.BuiltIn()
+    judge = task.judge
+    if todo["judge"] == "learned":
+        judge = preference_model.load(there["shared"]["learned"])
     policy, start = runs.load_policy(there, todo["policy"]), runs.load_policy(there, "SFT")
     rows = equilibrium.measure(
         policy,
         start,
-        learned,
-        data.BuiltIn(),
+        judge,
+        task,
         todo["tau"],
         todo["beta"],
         split="validation",

@@ -134,7 +134,9 @@ def test_every_command_names_a_program():
     programs = {program for program, _ in commands()}
     assert len(programs) > 30
     for program in programs - {"-m pytest", "-m venv"}:
-        path = program.removeprefix("-m ").replace(".", "/") if program.startswith("-m") else program
+        path = (
+            program.removeprefix("-m ").replace(".", "/") if program.startswith("-m") else program
+        )
         assert (ROOT / path).is_file() or (ROOT / f"{path}.py").is_file(), program
 
 

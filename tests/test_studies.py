@@ -34,6 +34,7 @@ import sampler
 from studies import (
     capacity,
     cells,
+    exploitability,
     everything,
     figures,
     gates,
@@ -381,8 +382,8 @@ def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_rungs_between(whole, capsys, monkeypatch):
-    """Lengths, middle, capacity, responder and same_tau on the smallest runs, and drawn again
-    from their lines."""
+    """Lengths, middle, capacity, responder, exploitability and same_tau on the smallest runs, and
+    drawn again from their lines."""
     monkeypatch.setattr(runs, "NAMES", ALL)
     monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 2),))
     monkeypatch.setattr(middle, "DEMOS", 200)
@@ -392,7 +393,8 @@ def test_the_rungs_between(whole, capsys, monkeypatch):
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
-    for study, rows in ((lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (same_tau, 4)):
+    counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 6)
+    for study, rows in (*counted, (same_tau, 4)):
         assert run(study, whole) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert run(study, whole, "--from-results") == 0
@@ -416,6 +418,29 @@ def test_what_is_planned_and_what_was_run(tmp_path, capsys, monkeypatch):
     # 6 runs of 100 steps, of 200 and of 400, one of 100 done in 50 s.
     assert row == "| lengths | 18 | 1 | 50 | 2050 |"
     assert rows[-1].startswith("| all | ")
+
+
+def test_exact_gaps_by_hand():
+    """The first of two actions wins with p = 0.7, reference even, tau = 1. It is ahead by 0.2
+    whoever plays against it: at Nash, and at the points of eq 12 and 13, its log-ratio is 0.2. The
+    reward's is log 7/3, which RL and DPO take. Their gap by its definition, against the best
+    response, 0.2 again."""
+    preferences = torch.tensor([[0.5, 0.7], [0.3, 0.5]], dtype=torch.float64)
+    log_ref = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
+
+    def gap(ratio):
+        first, best = 1 / (1 + np.exp(-ratio)), 1 / (1 + np.exp(-0.2))
+        kl = [x * np.log(2 * x) + (1 - x) * np.log(2 * (1 - x)) for x in (first, best)]
+        payoff = 0.5 + 0.2 * (best - first) - kl[1] + kl[0]
+        return 2 * payoff - 1
+
+    gaps = exploitability.exact_gaps([(preferences, log_ref)], 1.0)
+    assert set(gaps) == {"ipo", "ipo_md", "nash_md", "dpo", "rl"}
+    assert gaps["ipo"] == pytest.approx(0, abs=1e-12)
+    assert gaps["nash_md"] == pytest.approx(0, abs=1e-12)
+    assert gaps["ipo_md"] == pytest.approx(0, abs=1e-12)
+    assert gaps["rl"] == pytest.approx(gap(np.log(7 / 3)), abs=1e-9)
+    assert gaps["dpo"] == pytest.approx(gap(np.log(7 / 3)), abs=1e-9)
 
 
 def test_between_less_within_by_hand():
