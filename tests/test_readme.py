@@ -36,7 +36,7 @@ def defined(path):
 
 
 def commands():
-    """Every command of the pages as (program, words after it); a program is FILE.py or -m MODULE."""
+    """The commands of the pages as (program, words after it); a program: FILE.py or -m MODULE."""
     found = set()
     pattern = r"(?:python |torchrun [^`\n]*?)((?:-m [\w.]+)|(?:[\w/]+\.py))([^`\n|]*)"
     for program, rest in re.findall(pattern, re.sub(r"(`[^`\n]*)\n([^`\n]*`)", r"\1 \2", ALL)):

@@ -34,8 +34,8 @@ import sampler
 from studies import (
     capacity,
     cells,
-    exploitability,
     everything,
+    exploitability,
     figures,
     gates,
     lengths,
