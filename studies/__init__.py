@@ -12,7 +12,8 @@
   judge        five splits: is such a model worth more than the responses' lengths?
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
-  survey       every loss once, at its defaults
+  survey       every loss once, at its defaults; the best of three taus, three seeds
+  exploitability  the six methods' regularised gap: exact where known, a bound on the task
   stationary   where each pair loss of losses/ stops; stationary_groups the others
   solvers      later Nash solvers on one cyclic game
   bench        what a step costs, phase by phase

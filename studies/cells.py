@@ -43,7 +43,12 @@ def planned(study):
     yield "same_tau, built-in task", same_tau.task_cells(study)
     yield "exploitability, tau 0.1", exploitability.cells(study)
     yield "responder", responder.cells(study)
-    yield "survey", survey.cells(study)
+    yield "survey, once", survey.cells(study)
+    yield "survey, other taus", survey.tau_cells(study)
+    # Which taus they are is known only later; how many runs is known now.
+    count = (survey.SEEDS - 1) * len(survey.kinds())
+    later = [dict(name=f"survey, later {number}", steps=study.steps) for number in range(count)]
+    yield "survey, more seeds", later
 
 
 def of_choice(study):

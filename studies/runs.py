@@ -229,7 +229,7 @@ def compare(todo):
 
 
 def load_policy(there, name):
-    """The policy that a comparison names: "SFT", or RUN/checkpoint-STEP."""
+    """The policy that a comparison names: "SFT", RUN/checkpoint-STEP or RUN/policy."""
     path = there["shared"]["SFT"] if name == "SFT" else os.path.join(there["folder"], name)
     return policies.load(path)[0]
 
@@ -318,6 +318,14 @@ def checkpoint(run):
     return f"{run['name']}/checkpoint-{run['points'][-1]['step']:06d}"
 
 
+def end_of(line):
+    """The policy that a run ended in, as load_policy names it: its last checkpoint where it has
+    some to look at, else the run's policy (short_cell)."""
+    if "points" in line:
+        return checkpoint(line)
+    return f"{folder_of(line['name'])}/policy"
+
+
 def against(study, pairs, split="validation", lines=()):
     """The lines of comparisons.
 
@@ -351,9 +359,13 @@ def run_again(study, todos, lines):
         return
     missing = []
     for line in lines:
-        if not os.path.isdir(os.path.join(study.folder, checkpoint(line))):
+        if not os.path.isdir(os.path.join(study.folder, end_of(line))):
             missing.append(dict(line, where=where(study, study.prompts)))
-    for future in [study.pool.submit(run_by_train, todo, todo["name"]) for todo in missing]:
+    futures = []
+    for todo in missing:
+        folder = os.path.dirname(end_of(todo))
+        futures.append(study.pool.submit(run_by_train, todo, folder))
+    for future in futures:
         future.result()
 
 

@@ -382,25 +382,30 @@ def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_rungs_between(whole, capsys, monkeypatch):
-    """Lengths, middle, capacity, responder, exploitability and same_tau on the smallest runs, and
-    drawn again from their lines."""
+    """Lengths, middle, capacity, responder, exploitability, the survey and same_tau on the smallest
+    runs, and drawn again from their lines."""
     monkeypatch.setattr(runs, "NAMES", ALL)
     monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 2),))
     monkeypatch.setattr(middle, "DEMOS", 200)
     monkeypatch.setattr(capacity, "CELLS", ((8, 2), (None, 2)))
     monkeypatch.setattr(capacity, "RESPONSES", 4)
     monkeypatch.setattr(same_tau, "TAUS", (0.3,))
+    monkeypatch.setattr(survey, "kinds", lambda: [("dpo", False), ("dpo", True)])
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
     counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 6)
-    for study, rows in (*counted, (same_tau, 4)):
+    for study, rows in (*counted, (survey, 5), (same_tau, 4)):
         assert run(study, whole) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert run(study, whole, "--from-results") == 0
         shown = capsys.readouterr().out
         table = [line for line in shown.splitlines() if line.startswith("| ")]
         assert len(table) >= rows + 1 and "nan" not in shown, shown
+    assert (whole / "results" / "survey-smoke.png").stat().st_size > 5000
+    (met,) = [line for line in lines(whole) if line["name"] == "met: survey-dpo/policy"]
+    # Of the six one is an IPO run of the same seed; over the start it is as the run's own line has.
+    assert len(met["win_rate"]) == 7 and len(met["rivals"]) == 6 and met["length"] > 0
     assert "equal" in shown or "undecided" in shown or "different" in shown
 
 
@@ -559,7 +564,7 @@ def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
     pages += ((same_tau, "README"), (cells, "README"))
     for study, page in (*pages, (rungs, "equilibrium"), (longer, "equilibrium")):
         text = (folder / f"{page}.md").read_text(encoding="utf-8")
-        parts = ["enumerated"] if study is same_tau else []
+        parts = {same_tau: ["enumerated"], survey: ["once"]}.get(study, [])
         if study is not cells:  # which runs nothing
             parts.append("--from-results")
         assert study.main([*parts, "--results", str(folder)]) == 0
