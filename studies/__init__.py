@@ -13,6 +13,7 @@
   gates        what the built-in task, its preference model and the default runs must hold
   rates        which learning rate: its peak, its fall, its warm-up
   survey       every loss once, at its defaults; the best of three taus, three seeds
+  lengthening  which losses lengthen, on the task and under a panel that likes length
   exploitability  the six methods' regularised gap: exact where known, a bound on the task
   stationary   where each pair loss of losses/ stops; stationary_groups the others
   solvers      later Nash solvers on one cyclic game
@@ -20,7 +21,8 @@
   processes    what several processes gain
   memory       how much memory a step takes
   gpu          all that is to check and to measure on a GPU
-  ai_feedback  no command but a file for --preference: a language model asked which is better
+  ai_feedback  no command but a file for --preference: a language model asked which is better;
+               so are panel_of_texts, likes_length, readers
 runs.py holds what table2, figures, same_tau, rates, survey and rungs share.
 """
 

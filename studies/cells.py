@@ -17,6 +17,7 @@ from studies import (
     capacity,
     exploitability,
     figures,
+    lengthening,
     lengths,
     longer,
     middle,
@@ -49,6 +50,7 @@ def planned(study):
     count = (survey.SEEDS - 1) * len(survey.kinds())
     later = [dict(name=f"survey, later {number}", steps=study.steps) for number in range(count)]
     yield "survey, more seeds", later
+    yield "lengthening", lengthening.cells(study)
 
 
 def of_choice(study):

@@ -38,9 +38,12 @@ from studies import (
     exploitability,
     figures,
     gates,
+    lengthening,
     lengths,
+    likes_length,
     longer,
     middle,
+    panel_of_texts,
     paper_scale,
     responder,
     rungs,
@@ -382,8 +385,8 @@ def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_rungs_between(whole, capsys, monkeypatch):
-    """Lengths, middle, capacity, responder, exploitability, the survey and same_tau on the smallest
-    runs, and drawn again from their lines."""
+    """Lengths, middle, capacity, responder, exploitability, the survey, lengthening and same_tau on
+    the smallest runs, and drawn again from their lines."""
     monkeypatch.setattr(runs, "NAMES", ALL)
     monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 2),))
     monkeypatch.setattr(middle, "DEMOS", 200)
@@ -391,11 +394,13 @@ def test_the_rungs_between(whole, capsys, monkeypatch):
     monkeypatch.setattr(capacity, "RESPONSES", 4)
     monkeypatch.setattr(same_tau, "TAUS", (0.3,))
     monkeypatch.setattr(survey, "kinds", lambda: [("dpo", False), ("dpo", True)])
+    monkeypatch.setattr(job.options, "method_names", lambda: ["ipo"])
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
     counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 6)
-    for study, rows in (*counted, (survey, 5), (same_tau, 4)):
+    counted += (survey, 5), (lengthening, 1)
+    for study, rows in (*counted, (same_tau, 4)):
         assert run(study, whole) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert run(study, whole, "--from-results") == 0
@@ -423,6 +428,17 @@ def test_what_is_planned_and_what_was_run(tmp_path, capsys, monkeypatch):
     # 6 runs of 100 steps, of 200 and of 400, one of 100 done in 50 s.
     assert row == "| lengths | 18 | 1 | 50 | 2050 |"
     assert rows[-1].startswith("| all | ")
+
+
+def test_the_panel_that_likes_length_by_hand():
+    """Five words more: a quarter of sigmoid(5/2) beside three quarters of the panel's p, and both
+    orders sum to 1."""
+    post, short, long = "a post about tea .", "tea", "tea and more of the tea"
+    (panel,) = panel_of_texts.preference([post], [long], [short])
+    (p,) = likes_length.preference([post], [long], [short])
+    (back,) = likes_length.preference([post], [short], [long])
+    assert p == pytest.approx(0.75 * panel + 0.25 / (1 + np.exp(-2.5)), rel=1e-12)
+    assert p + back == pytest.approx(1, rel=1e-12)
 
 
 def test_exact_gaps_by_hand():
