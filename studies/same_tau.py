@@ -10,8 +10,11 @@ the second. The statistic is the mean distance between the methods less the mean
              are within 0.1 of 1, and the win rate of one over the other has 1/2 in its interval
   different  its lower limit is above 0
   undecided  else
+Beside them controls: a run of another method that went as far from the start as IPO did. If the
+distance only said how far two policies went, theirs would be as small.
 Run: python -m studies.same_tau                   (50 min on 2 cores)
      python -m studies.same_tau enumerated        (the first rung alone: 7 min)
+     python -m studies.same_tau task controls     (the others)
      python -m studies.same_tau --from-results    (the tables from the lines of results/ alone)
 """
 
@@ -230,6 +233,43 @@ def on_task(study):
             print_row(tau, first, second, beta, slopes, kl + kl.T, np.array(line["win_rate"]))
 
 
+def nearest(lines, kl):
+    """Of some runs the one whose KL to the start is nearest to kl, nats."""
+    return min(lines, key=lambda line: abs(line["points"][-1]["kl"] - kl))
+
+
+def controls(study):
+    """The controls' table: the run of each sweep whose KL is nearest to that of IPO's seeds."""
+    sweeps = runs.sweep(study, ("dpo", "rl"))
+    sweeps = {runs.NAMES[loss]: lines for loss, lines in sweeps.items()}
+    sweeps["offline IPO"] = runs.sweep(study, ("ipo",), offline=True)["ipo"]
+    print(
+        "\n| built-in task: IPO's tau, KL | beside | its tau, KL | distance to IPO's seeds ", end=""
+    )
+    print("(least to most) | within IPO | win rate of IPO (least to most) |")
+    print("|---" * 6 + "|")
+    for tau in TAUS:
+        cells = [runs.cell(study, "ipo", tau, 0.0, seed) for seed in range(study.seeds)]
+        seeds = runs.gather(study, runs.run_cell, cells)
+        kl = np.mean([line["points"][-1]["kl"] for line in seeds])
+        others = {name: nearest(lines, kl) for name, lines in sweeps.items()}
+        lines = [*seeds, *others.values()]
+        players = [runs.checkpoint(line) for line in lines]
+        key = f"of controls at tau {tau:g}"
+        line = tournament.tournament(study, key, players, lines, "validation", kl=True)
+        distances = np.array(line["kl"]) + np.array(line["kl"]).T
+        wins, count = np.array(line["win_rate"]), len(seeds)
+        within = distances[:count, :count][np.triu_indices(count, 1)].mean()
+        for column, (name, other) in enumerate(others.items(), count):
+            away, won = distances[:count, column], wins[:count, column]
+            print(f"| {tau:g}, {kl:.2f} | {name} | {other['tau']:g}", end="")
+            print(f", {other['points'][-1]['kl']:.2f} | {away.mean():.2f} ", end="")
+            print(
+                f"({away.min():.2f} to {away.max():.2f}) | {within:.2f} | {won.mean():.3f} ", end=""
+            )
+            print(f"({won.min():.3f} to {won.max():.3f}) |")
+
+
 # ---- the table ----
 
 
@@ -262,12 +302,13 @@ def print_row(tau, first, second, beta, slopes, distances, wins):
 
 
 def same_tau(study):
-    """Both rungs."""
+    """Both rungs and the controls."""
     on_enumerated(study)
     on_task(study)
+    controls(study)
 
 
-PARTS = dict(enumerated=on_enumerated, task=on_task)
+PARTS = dict(enumerated=on_enumerated, task=on_task, controls=controls)
 
 
 def main(argv=None):
