@@ -24,13 +24,17 @@ from studies import likes_length, panel_of_texts, runs
 PANELS = {"as it is": panel_of_texts, "likes length": likes_length}
 
 
+def losses():
+    """The methods that learn from preferences, by name."""
+    names = job.options.method_names()
+    return [loss for loss in names if job.options.find_method(loss).LABEL == "preference"]
+
+
 def cells(study):
     """What is to do: both panels of a method before the next method."""
     found = []
-    for loss in job.options.method_names():
+    for loss in losses():
         method = job.options.find_method(loss)
-        if method.LABEL != "preference":
-            continue
         for panel, module in PANELS.items():
             # Relative, for the line: from the project's folder, where studies are run.
             path = f"studies/{os.path.basename(module.__file__)}"

@@ -394,7 +394,7 @@ def test_the_rungs_between(whole, capsys, monkeypatch):
     monkeypatch.setattr(capacity, "RESPONSES", 4)
     monkeypatch.setattr(same_tau, "TAUS", (0.3,))
     monkeypatch.setattr(survey, "kinds", lambda: [("dpo", False), ("dpo", True)])
-    monkeypatch.setattr(job.options, "method_names", lambda: ["ipo"])
+    monkeypatch.setattr(lengthening, "losses", lambda: ["ipo"])
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
