@@ -5,13 +5,14 @@ from functools import partial
 
 import torch
 
+import data
 import equilibrium
 from job import parallel
 from preference_model import PreferenceModel
 
 
 def measure(options, policy, reference, preference, task):
-    """How near a finished policy is to the equilibrium that its tau and beta have, of 20 test
+    """How near a finished policy is to the equilibrium that its tau and beta have, of some test
     prompts: equilibrium.summarise's numbers. {} where there is nothing to ask.
 
     options:
@@ -26,6 +27,11 @@ def measure(options, policy, reference, preference, task):
     """
     if not isinstance(preference, PreferenceModel):
         return {}
+    # The model reads each response with its prompt. A post from a file may be thirty times as long
+    # as a built-in one: as many of them would take longer than the alignment itself.
+    size = dict(count=20, responses=16, opponents=32)
+    if not isinstance(task, data.BuiltIn):
+        size = dict(count=8, responses=16, opponents=16)
     rows = equilibrium.measure(
         policy,
         reference,
@@ -33,9 +39,7 @@ def measure(options, policy, reference, preference, task):
         task,
         options.tau,
         options.beta,
-        count=20,
-        responses=16,
-        opponents=32,
+        **size,
         share=partial(parallel.share, least=0),
     )
     found = equilibrium.summarise(torch.cat(parallel.gather(rows)))

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import bandit
+import data
 import enumerated
 import equilibrium
 import policy as policies
@@ -313,19 +314,26 @@ def test_a_preference_model_reads_each_response_once(w, model):
     assert (rows - again).abs().max() < 1e-5 and rows[:, 2].max() > 1e-5
 
 
-def test_a_runs_residual(w, model):
-    """At a run's end: 20 test prompts, 16 responses, twice 32 opponents, the run's tau and beta. A
-    file of the user's is not asked; what has not moved has no slope."""
+def test_a_runs_residual(w, model, monkeypatch):
+    """At a run's end: 20 test prompts, 16 responses, twice 32 opponents, the run's tau and beta; 8
+    prompts and twice 16 opponents where the task is no built-in one. A file of the user's is not
+    asked; what has not moved has no slope."""
     torch.manual_seed(0)
     body = policies.build("enumerable", policies.word_tokenizer(["a", "b", "c", "d"]), 8, 2)
     learned = PreferenceModel(body).eval()
     options = SimpleNamespace(tau=0.2, beta=0.125)
     found = residual.measure(options, model[0], w.reference, learned, Enumerable())
-    sizes = dict(count=20, responses=16, opponents=32)
     given = model[0], w.reference, learned, Enumerable(), 0.2, 0.125
-    expected = equilibrium.summarise(equilibrium.measure(*given, **sizes))
+    of_files = dict(count=8, responses=16, opponents=16)
+    expected = equilibrium.summarise(equilibrium.measure(*given, **of_files))
     del expected["prompts"]
     assert found == expected and found["slope_se"] > 0
+    monkeypatch.setattr(data, "BuiltIn", Enumerable)
+    found = residual.measure(options, model[0], w.reference, learned, Enumerable())
+    sizes = dict(count=20, responses=16, opponents=32)
+    expected = equilibrium.summarise(equilibrium.measure(*given, **sizes))
+    del expected["prompts"]
+    assert found == expected
     assert residual.measure(options, model[0], w.reference, partial(learned), Enumerable()) == {}
     unmoved = residual.measure(options, w.reference, w.reference, learned, Enumerable())
     assert unmoved["slope"] is None and math.isfinite(unmoved["exploitability"])
