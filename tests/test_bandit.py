@@ -49,6 +49,7 @@ def gap_to(target, method, game, beta=0.0, law=mixture):
     ).item()
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("name", GAMES)
 def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     """Exact gradients through the two losses, and tabular Nash-MD, which has no gradient at all.
@@ -69,6 +70,7 @@ def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     assert late < 1e-3 and late < early / 5
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("beta", [0.125, 0.5])
 def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
@@ -87,6 +89,7 @@ def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
     assert total_variation(shifted, fixed_point(*game)) > 1e-3
 
 
+@pytest.mark.equivalence
 def test_plain_gradient_descent_on_the_logits_reaches_it_too():
     """The lab's step divides by the law of y; without it the zeros are the same, the way slower."""
     preferences, log_ref, tau = GAMES["cycle"]
@@ -354,6 +357,7 @@ def test_sampled_gradients_average_to_the_exact_one(method, beta):
     assert (error.abs() < 4 * many.std(0) / 20000**0.5).all()
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
 def test_sampled_training_converges_within_its_sampling_error(method, beta):
     """256 independent runs with minibatches of 8 pairs and a falling rate, plain gradient descent.

@@ -157,6 +157,7 @@ def test_antisymmetry_makes_the_equilibrium_unique(games):
         assert abs((g.pi - g.mu) @ difference - kl(g.pi, g.mu) - kl(g.mu, g.pi)) < 1e-13
 
 
+@pytest.mark.equivalence
 def test_eq_13_from_the_nash_point_at_another_temperature(games):
     """Prop 5.2 backwards: respond once, at tau, to the Nash point at tau/(1 - beta).
 
