@@ -63,8 +63,9 @@ def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     assert total_variation(nash, log_ref) > 0.05, (
         "the game must move the policy, or the test is empty"
     )
-    assert gap_to(nash, ipo, game) < 1e-9
-    assert gap_to(nash, nash_md, game) < 1e-9
+    gaps = [gap_to(nash, method, game) for method in (ipo, nash_md)]
+    print(f"total variation to Nash: online IPO {gaps[0]:.1e}, Nash-MD-PG {gaps[1]:.1e}")
+    assert max(gaps) < 1e-9
     path = bandit.nash_md_path(preferences, log_ref, tau, 10000)
     early, late = total_variation(path[1000], nash), total_variation(path[10000], nash)
     assert late < 1e-3 and late < early / 5
@@ -84,8 +85,9 @@ def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
     blend = shifted.exp() ** (1 - beta) * log_ref.exp() ** beta
     response = respond(preferences, log_ref, tau, (blend / blend.sum()).log())
     assert (shifted - response).abs().max() < 1e-10
-    assert gap_to(shifted, ipo_md, game, beta) < 1e-9
-    assert gap_to(shifted, nash_md, game, beta) < 1e-9
+    gaps = [gap_to(shifted, method, game, beta) for method in (ipo_md, nash_md)]
+    print(f"total variation to eq 13's point: IPO-MD {gaps[0]:.1e}, Nash-MD-PG {gaps[1]:.1e}")
+    assert max(gaps) < 1e-9
     assert total_variation(shifted, fixed_point(*game)) > 1e-3
 
 
