@@ -365,6 +365,42 @@ def offline_example(games, generator):
 
 
 @each_game(
+    "Sec 5",
+    "remark: pairs from pi^(1-beta) mu^beta: online IPO at beta = 0, offline IPO at 1",
+    "<=",
+    1e-11,
+)
+def behaviour_mixture_is_between(g):
+    def data_law(log_pi, log_ref, beta):
+        return g.mu
+
+    def behaviour_law(log_pi, log_ref, beta):
+        return mixture(log_pi, g.mu, beta)
+
+    online, offline = exact(ipo, g), exact(ipo_md, g, law=data_law)
+    return [
+        apart(exact(ipo_md, g, beta=0.0, law=behaviour_law), online),
+        apart(exact(ipo_md, g, beta=1.0, law=behaviour_law), offline),
+    ]
+
+
+@each_game(
+    "Sec 5",
+    "ours: its point responds to Nash at tau/(1-beta) towards pi_ref^(1-beta) mu^beta",
+    "<=",
+    1e-9,
+)
+def behaviour_point_is_stationary(g):
+    def behaviour_law(log_pi, log_ref, beta):
+        return mixture(log_pi, g.mu, beta)
+
+    # Nash with the behaviour policy in the reference: the law that the pairs of the point are from.
+    law = fixed_point(g.p, mixture(g.ref, g.mu, g.beta), g.tau / (1 - g.beta))
+    point = respond(g.p, g.ref, g.tau, law)
+    return stillness(ipo_md, g, point, g.beta, behaviour_law)
+
+
+@each_game(
     "F.9",
     "mu without mass on an action: offline DPO and IPO still at two policies",
     "<=",
@@ -736,6 +772,8 @@ CLAIMS = (
     offline_point_is_stationary,
     offline_point_depends_on_data,
     offline_example,
+    behaviour_mixture_is_between,
+    behaviour_point_is_stationary,
     missing_actions_are_free,
     contrast_lowers_variance,
     variance_of_two_actions,

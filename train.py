@@ -212,7 +212,10 @@ def main(argv=None):
         try:
             with job.run.signals(job.run.stop):
                 options = parse(argv)
-                report.print_summary(options, run_job(options))
+                if options.table1:
+                    report.print_table1()
+                else:
+                    report.print_summary(options, run_job(options))
             return 0
         except report.EXPECTED as error:
             status, line = report.ending(error)

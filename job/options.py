@@ -46,8 +46,12 @@ def find_method(name):
 
     Returns the module; its contract is in losses/README.md.
     """
-    at_the_top = (ROOT / f"{name}.py").exists()
-    return importlib.import_module(name if at_the_top else f"losses.{name}")
+    return importlib.import_module(name if is_the_papers(name) else f"losses.{name}")
+
+
+def is_the_papers(name):
+    """Whether a method is one of the paper's: its file is at the top of the tree."""
+    return (ROOT / f"{name}.py").exists()
 
 
 def constants(method):
@@ -409,6 +413,11 @@ def add_run_options(add):
         "--show",
         action="store_true",
         help="print two pairs of step 0 in text and numbers, and every step's numbers",
+    )
+    add(
+        "--table1",
+        action="store_true",
+        help="print the paper's Table 1 by the methods' files, and run nothing",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add(

@@ -12,7 +12,15 @@ import files
 import policy as policies
 from job import folder
 from job.folder import write_json
-from job.options import drawn_by, is_group, requested, requests
+from job.options import (
+    drawn_by,
+    find_method,
+    is_group,
+    is_the_papers,
+    method_names,
+    requested,
+    requests,
+)
 
 # What may end a run that is no mistake of the program.
 EXPECTED = (
@@ -43,12 +51,35 @@ CURVES = {
 }
 
 
+def kind_of(method, offline):
+    """A method's row of the paper's Table 1, "yes" or "no" each.
+
+    Returns whether it is contrastive, online, and with regularised sampling: a part of the pair is
+    drawn from the mixture with the reference.
+    """
+    of_mixture = "mixture" in method.PAIR
+    holds = (method.CONTRASTIVE, not offline, of_mixture and not offline)
+    return ["yes" if answer else "no" for answer in holds]
+
+
+def print_table1():
+    """The paper's Table 1, by the constants of the methods' files: of those at the top of the tree,
+    the paper's own, first those that may learn from recorded pairs, as they do so."""
+    methods = [find_method(name) for name in method_names() if is_the_papers(name)]
+    rows = [(method, True) for method in methods if method.OFFLINE]
+    rows += [(method, False) for method in methods]
+    print("method         contrastive  online  regularised sampling  y, y' from")
+    for method, offline in rows:
+        name = f"{method.__name__} {'offline' if offline else ''}"
+        contrastive, online, regularised = kind_of(method, offline)
+        drawers = "records" if offline else ", ".join(method.PAIR)
+        print(f"{name:<15}{contrastive:<13}{online:<8}{regularised:<22}{drawers}")
+
+
 def print_method(options, method):
     """A line a run: the paper's Table 1 for its method, and the convention of its tau."""
-    contrastive = "yes" if method.CONTRASTIVE else "no"
-    online, drawers = "yes", drawn_by(options, method)
-    if options.offline:
-        online, drawers = "no", ("records", "records")
+    contrastive, online, _ = kind_of(method, options.offline)
+    drawers = ("records", "records") if options.offline else drawn_by(options, method)
     drawn = f"y from the {drawers[0]}, y' from the {drawers[1]}"
     if is_group(method):
         names = [f"{name} ({drawers.count(name)})" for name in dict.fromkeys(drawers)]

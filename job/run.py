@@ -24,7 +24,7 @@ from job.folder import LOCK, append_line, checkpoints, write_json
 from job.versions import version
 
 # Options that change nothing of a run's result: another value is no other run.
-NEUTRAL = ("out", "stages", "resume", "save_every", "keep", "show")
+NEUTRAL = ("out", "stages", "resume", "save_every", "keep", "show", "table1")
 # Options that came later than some configs, and what runs did before there were any.
 LATER = dict(refresh=1, renew_reference=0, epochs=1, ptx=0.0, length_average=False)
 LATER |= dict(preference_model=None)

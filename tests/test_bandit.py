@@ -49,6 +49,7 @@ def gap_to(target, method, game, beta=0.0, law=mixture):
     ).item()
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("name", GAMES)
 def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     """Exact gradients through the two losses, and tabular Nash-MD, which has no gradient at all.
@@ -62,13 +63,15 @@ def test_online_ipo_and_nash_md_reach_the_same_equilibrium(name):
     assert total_variation(nash, log_ref) > 0.05, (
         "the game must move the policy, or the test is empty"
     )
-    assert gap_to(nash, ipo, game) < 1e-9
-    assert gap_to(nash, nash_md, game) < 1e-9
+    gaps = [gap_to(nash, method, game) for method in (ipo, nash_md)]
+    print(f"total variation to Nash: online IPO {gaps[0]:.1e}, Nash-MD-PG {gaps[1]:.1e}")
+    assert max(gaps) < 1e-9
     path = bandit.nash_md_path(preferences, log_ref, tau, 10000)
     early, late = total_variation(path[1000], nash), total_variation(path[10000], nash)
     assert late < 1e-3 and late < early / 5
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("beta", [0.125, 0.5])
 def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
@@ -82,11 +85,13 @@ def test_ipo_md_and_nash_md_pg_share_the_point_of_eq_13(name, beta):
     blend = shifted.exp() ** (1 - beta) * log_ref.exp() ** beta
     response = respond(preferences, log_ref, tau, (blend / blend.sum()).log())
     assert (shifted - response).abs().max() < 1e-10
-    assert gap_to(shifted, ipo_md, game, beta) < 1e-9
-    assert gap_to(shifted, nash_md, game, beta) < 1e-9
+    gaps = [gap_to(shifted, method, game, beta) for method in (ipo_md, nash_md)]
+    print(f"total variation to eq 13's point: IPO-MD {gaps[0]:.1e}, Nash-MD-PG {gaps[1]:.1e}")
+    assert max(gaps) < 1e-9
     assert total_variation(shifted, fixed_point(*game)) > 1e-3
 
 
+@pytest.mark.equivalence
 def test_plain_gradient_descent_on_the_logits_reaches_it_too():
     """The lab's step divides by the law of y; without it the zeros are the same, the way slower."""
     preferences, log_ref, tau = GAMES["cycle"]
@@ -354,6 +359,7 @@ def test_sampled_gradients_average_to_the_exact_one(method, beta):
     assert (error.abs() < 4 * many.std(0) / 20000**0.5).all()
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
 def test_sampled_training_converges_within_its_sampling_error(method, beta):
     """256 independent runs with minibatches of 8 pairs and a falling rate, plain gradient descent.

@@ -23,6 +23,12 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
+@pytest.fixture(scope="module")
+def games():
+    generator = torch.Generator().manual_seed(3)
+    return [claims.problem(generator) for _ in range(6)]
+
+
 NAMES = (
     "Pair identity",
     "Prop 4.1",
@@ -50,6 +56,28 @@ def test_every_claim_holds(capsys):
         assert f"\n{name} " in out, f"no line for {name}"
     # A head, a line a claim, the count.
     assert len(out.splitlines()) == len(claims.CLAIMS) + 2
+
+
+# What says that two of the paper's methods are one: the same gradient, or the same point.
+SAME = (
+    "squared_loss_is_self_play",
+    "pair_is_two_samples",
+    "expanded_loss_is_self_play",
+    "nash_is_stationary",
+    "descent_finds_nash",
+    "shifted_point_is_stationary",
+    "descents_find_shifted_point",
+    "natural_fields_agree",
+    "mixture_is_nash_at_another_tau",
+)
+
+
+@pytest.mark.equivalence
+@pytest.mark.parametrize("name", SAME)
+def test_methods_that_are_one(games, name):
+    """Prop 4.1 and 4.2, eq 13, Prop 5.1 and 5.2 on random games, a claim a case."""
+    line = getattr(claims, name)(games, None)
+    assert line.holds(), f"{line.statement}: {line.worst:.1e}, limit {line.limit:g}"
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def test_the_enumeration_is_complete(w, away):
         assert (log_pi.exp().sum(1) - 1).abs().max() < 1e-12
 
 
+@pytest.mark.equivalence
 @pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
     """Prop 4.2 through log_prob: online IPO's gradient is 4/tau times Nash-MD-PG's at beta = 0,
@@ -77,11 +78,14 @@ def test_exact_gradients_are_proportional_in_parameter_space(w, away, tau):
     """
     ours = slope(exact_loss(away, w, ipo, tau), away)
     theirs = slope(exact_loss(away, w, nash_md, tau), away)
-    assert (ours - 4 / tau * theirs).norm() / ours.norm() < 1e-9
+    error = (ours - 4 / tau * theirs).norm() / ours.norm()
+    print(f"relative error over {len(ours)} parameters: {error:.1e}")
+    assert error < 1e-9
     other = slope(exact_loss(away, w, dpo, tau), away)
     assert torch.cosine_similarity(other, theirs, 0) < 0.999
 
 
+@pytest.mark.equivalence
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.125])
 def test_exact_training_reaches_the_solved_equilibrium(w, beta):
@@ -148,6 +152,7 @@ def test_per_token_mixture_limits(w, away):
     assert (per_token_mixture(log_pi, w.log_ref, 0.3).exp().sum(1) - 1).abs().max() < 1e-12
 
 
+@pytest.mark.equivalence
 def test_per_token_sampling_shares_its_fixed_point_but_not_eq_13s(w):
     """IPO-MD and Nash-MD-PG that draw from one law stop at one point, whatever the law: both
     gradients vanish there (1e-9).

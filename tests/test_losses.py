@@ -122,7 +122,13 @@ def random_game(seed, count=5):
 @pytest.mark.parametrize("tau", [0.1, 0.7])
 @pytest.mark.parametrize(
     "method, everywhere, factor",
-    [(ipo, True, 1), (ipo_md, True, 1), (nash_md, True, 1), (dpo, False, 1), (slic, False, 2)],
+    [
+        pytest.param(ipo, True, 1, marks=pytest.mark.equivalence),
+        pytest.param(ipo_md, True, 1, marks=pytest.mark.equivalence),
+        pytest.param(nash_md, True, 1, marks=pytest.mark.equivalence),
+        (dpo, False, 1),
+        (slic, False, 2),
+    ],
     ids=["ipo", "ipo_md", "nash_md", "dpo", "slic"],
 )
 def test_gradient_scale(method, everywhere, factor, tau):

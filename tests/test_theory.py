@@ -26,6 +26,8 @@ from bandit import duality_gap, fixed_point, gradient, kl, respond, win_rate
 from claims import BIASED, changed, f, pair_gradients, pair_weights, problem, scores
 from enumerated import RESPONSES, per_token_mixture
 from ipo_md import mixture
+from losses import cpo, simpo
+from studies import solvers
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "THEORY.md").read_text(encoding="utf-8")
@@ -59,7 +61,7 @@ def test_every_function_and_test_it_names_exists():
 
     `file.py:function`, `tests/file.py::test_name`, `file.py` and `python file.py`.
     """
-    named = re.findall(r"`((?:tests/)?\w+\.py)::?(\w+)`", TEXT)
+    named = re.findall(r"`((?:\w+/)?\w+\.py)::?(\w+)`", TEXT)
     assert len(named) > 50, "the pattern must find the references, or the test is empty"
     missing = [
         f"{path}:{name}"
@@ -68,7 +70,7 @@ def test_every_function_and_test_it_names_exists():
     ]
     missing += [
         path
-        for path in re.findall(r"`(?:python )?((?:tests/)?\w+\.py)[` ]", TEXT)
+        for path in re.findall(r"`(?:python )?((?:\w+/)?\w+\.py)[` ]", TEXT)
         if not (ROOT / path).is_file()
     ]
     assert not missing
@@ -157,6 +159,7 @@ def test_antisymmetry_makes_the_equilibrium_unique(games):
         assert abs((g.pi - g.mu) @ difference - kl(g.pi, g.mu) - kl(g.mu, g.pi)) < 1e-13
 
 
+@pytest.mark.equivalence
 def test_eq_13_from_the_nash_point_at_another_temperature(games):
     """Prop 5.2 backwards: respond once, at tau, to the Nash point at tau/(1 - beta).
 
@@ -472,3 +475,95 @@ def test_weak_preferences_make_dpo_and_rl_four_times_weaker():
         assert (rlhf - nash).abs().max() < limit and (dpos - nash).abs().max() < limit
         moved = bandit.total_variation(nash, ref)
         assert moved > 0.03, "the game must move the policy, or the test is empty"
+
+
+# After the paper
+
+
+def test_inpos_iteration_is_a_natural_step(games):
+    """What INPO's steps on the pairs of one pi_t lead to (studies/solvers.py:move, which is the
+    loss's minimiser) is bandit.descend's step on online IPO at rate 1/eta, from any pi_t."""
+    for g in games:
+        for eta in (1.01 * g.tau, 0.5 + g.tau, 3.0 + g.tau):
+            inpo = solvers.move(g.p, g.ref, g.tau, 1 / eta, g.pi, g.pi)
+            path = bandit.descend(ipo, g.p, g.ref, g.tau, rate=1 / eta, steps=1, start=g.pi)
+            assert (path[-1] - inpo).abs().max() < 1e-11 / g.tau
+            assert (inpo - g.pi).abs().max() > 1e-3
+
+
+def factors(step, log_pi):
+    """The factors by which a step multiplies small changes of its fixed point, complex [n - 1]."""
+    assert (step(log_pi) - log_pi).abs().max() < 1e-8
+    jacobian = torch.func.jacrev(step)(log_pi)
+    values = torch.linalg.eigvals(jacobian)
+    # Without the constants, which a normalised step forgets: the smallest factor, 0.
+    return values[values.abs().argsort()][1:]
+
+
+def test_the_extragradient_step_needs_no_small_rate(games):
+    """Its factors are a - b^2 + i a b, and |.|^2 at most 1 - 2 s tau (1 - s tau) up to s = 2.
+
+    Beside it the plain step of the same rate, which on the cycle is unstable at small tau.
+    """
+    cycles = [
+        SimpleNamespace(p=bandit.cycle(0.5), ref=BIASED, tau=tau) for tau in (0.05, 0.02, 0.01)
+    ]
+    for g in games + cycles:
+        nash = fixed_point(g.p, g.ref, g.tau)
+        for size in (0.3, 1.0, 2.0):
+            s = min(size, 0.99 / g.tau)
+
+            def plain(x, g=g, s=s):
+                return solvers.move(g.p, g.ref, g.tau, s, x, x)
+
+            def extra(x, g=g, s=s, plain=plain):
+                return solvers.move(g.p, g.ref, g.tau, s, x, plain(x))
+
+            first, a = factors(plain, nash), 1 - s * g.tau
+            assert (first.real - a).abs().max() < 1e-7, "a + i b"
+            b = first.imag
+            square = a**2 + b**2 * (1 - a) ** 2 - b**2 * (1 - b**2)
+            found = factors(extra, nash).abs() ** 2
+            assert (found.sort()[0] - square.sort()[0]).abs().max() < 1e-7
+            assert b.abs().max() <= s / 2 + 1e-9
+            assert found.max() <= 1 - 2 * s * g.tau * (1 - s * g.tau) + 1e-7
+            if g.ref is BIASED and size == 2.0:
+                assert first.abs().max() > 1.05, "the plain step would do as well"
+
+
+def test_the_optimistic_step_comes_in():
+    """ONPO around the uniform equilibrium of rock-paper-scissors: the measured rate of its last
+    iterate is the larger root's modulus; from b = 1/sqrt(3) on it leaves. Plain steps always do."""
+    p, uniform = bandit.cycle(0.4), torch.zeros(3, dtype=DOUBLE).log_softmax(0)
+    near = (uniform + 1e-5 * torch.tensor([1.0, -1.0, 0.0]).double()).log_softmax(0)
+    turn = solvers.turning(p, uniform).item()
+
+    def root(b):
+        middle = 1 + 2j * b
+        return (middle + (middle * middle - 4j * b) ** 0.5) / 2
+
+    for eta in (0.5, 1.0, 2.0, 2.6):
+        # In logarithms the cycle turns a deviation without changing its length; the smaller root
+        # has died out after 30 steps.
+        away = (solvers.onpo_path(p, near, 60, eta) - uniform).norm(dim=1)
+        rate = (away[60] / away[30]).item() ** (1 / 30)
+        assert rate == pytest.approx(abs(root(eta * turn)), abs=1e-4)
+        assert (rate < 1) == (eta * turn < 3**-0.5)
+        away = bandit.total_variation(solvers.spo_path(p, near, 200, eta), uniform)
+        assert away[-1] > 1.5 * away[0]
+    small = 0.01
+    assert abs(root(small) - (1 + 1j * small - small**2)) < 10 * small**3
+    assert abs(root(0.5 * 1.15)) < 1 < abs(root(0.5 * 1.16))
+
+
+def test_without_a_reference_it_is_dpo_with_a_uniform_one(games):
+    """CPO without its likelihood, and SimPO without its margin on responses of one token."""
+    for g in games:
+        sides, zero = (g.pi[:, None], g.pi[None]), torch.zeros((), dtype=DOUBLE)
+        uniform = dpo.loss(*sides, zero, zero, g.p, g.tau)
+        given = (*sides, g.ref[:, None], g.ref[None], g.p, g.tau)
+        one = torch.ones((), dtype=DOUBLE)
+        means = simpo.loss(*given, gamma=0.0, length=one, length_other=one)
+        for value in (cpo.loss(*given, alpha=0.0), means):
+            torch.testing.assert_close(value, uniform, rtol=1e-13, atol=1e-13)
+        assert (dpo.loss(*given) - uniform).abs().max() > 1e-3
