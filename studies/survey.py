@@ -191,11 +191,13 @@ def row(name, own, met, bounds):
         low=wins[:, 0].min(),
         high=wins[:, 0].max(),
         learned=np.mean([line["learned"][0] for line in met]),
+        kl=runs.column(met, "kl").mean(),
+        length=runs.column(met, "length").mean(),
+        distinct=runs.column(met, "distinct").mean(),
         worst=least[worst],
         rival=list(runs.NAMES.values())[worst],
         gap=gap,
         half=half,
-        **{key: np.mean([line[key] for line in met]) for key in ("kl", "length", "distinct")},
     )
 
 

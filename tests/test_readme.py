@@ -26,9 +26,13 @@ def rows(name, title):
 
 
 def defined(path):
-    """Functions, methods' classes and top-level names of a file."""
+    """Functions, classes and top-level names of a file, also those it has from a sibling: IPO-MD's
+    loss is IPO's."""
     body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
     names = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     return names | {
         name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
