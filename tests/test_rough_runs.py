@@ -15,6 +15,7 @@ import policy as policies
 import train
 from job import folder, report
 from job import run as runs
+from limit import within
 from test_bad_input import broken
 
 STEPS = "--supervised-steps 4 --preference-steps 4 --steps 6 --save-every 2 --batch-size 4".split()
@@ -33,7 +34,7 @@ def small():
 def done(tmp_path_factory):
     """A finished run, in run/, and its stages, in stages/."""
     place = tmp_path_factory.mktemp("done")
-    assert train.main(argv(place)) == 0
+    assert start(place) == 0
     return place
 
 
@@ -47,6 +48,12 @@ def place(done, tmp_path):
 
 def argv(place, *more):
     return [*STEPS, "--stages", str(place / "stages"), "--out", str(place / "run"), *more]
+
+
+def start(place, *more):
+    """train.main's exit status. A whole run takes more than a folder that is read."""
+    with within(cpu=120):
+        return train.main(argv(place, *more))
 
 
 def content(place):
@@ -170,7 +177,7 @@ def test_a_folder_that_is_refused(place, capsys, case):
     spoil(place / "run")
     before = content(place)
     capsys.readouterr()
-    assert train.main(argv(place, "--resume")) == 2
+    assert start(place, "--resume") == 2
     assert expected in one_line(capsys) and content(place) == before
 
 
@@ -184,11 +191,11 @@ def test_metrics_that_are_not_as_they_were(place, capsys):
             (place / "run" / "metrics.jsonl").unlink()
         capsys.readouterr()
         before = content(place)
-        assert train.main(argv(place, "--resume")) == 2
+        assert start(place, "--resume") == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert "metrics.jsonl is not as it was at step 6" in error and content(place) == before
     text("metrics.jsonl", lines)(place / "run")
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
 
 
 def test_another_name_of_the_metrics_is_left_alone(place, done):
@@ -197,7 +204,7 @@ def test_another_name_of_the_metrics_is_left_alone(place, done):
     (place / "run" / NEWEST).rename(place / "moved")
     os.link(place / "run" / "metrics.jsonl", place / "backup")
     before = (place / "backup").read_bytes()
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
     assert (place / "backup").read_bytes() == before and result(place) == result(done)
 
 
@@ -320,7 +327,7 @@ def test_a_damaged_checkpoint(place, asked, case):
     spoil, expected = CHECKPOINTS[case]
     folder.read_checkpoint(str(place / "run" / NEWEST), *asked)
     spoil(place / "run")
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(Exception) as raised, within():
         folder.read_checkpoint(str(place / "run" / NEWEST), *asked)
     assert expected in str(raised.value) and not isinstance(raised.value, MemoryError)
 
@@ -330,7 +337,7 @@ def test_a_damaged_checkpoint_changes_no_result(place, done, capsys):
     (place / "run" / "summary.json").unlink()
     CHECKPOINTS["weights, one renamed"][0](place / "run")
     capsys.readouterr()
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
     out, err = capsys.readouterr()
     assert err.count("warning: ") == 1 and "x is no weight" in err and "resumed at step 4" in out
     assert result(place) == result(done)
@@ -348,7 +355,7 @@ def test_the_users_things_are_left_alone(place, done):
     for path in mine[2:]:
         path.write_text("mine")
     (run / "checkpoint-1.txt").write_text("mine")
-    assert train.main(argv(place, "--resume")) == 0 and result(place) == result(done)
+    assert start(place, "--resume") == 0 and result(place) == result(done)
     assert all(path.exists() for path in [*mine, run / "checkpoint-1.txt"])
     assert (mine[0] / "model.safetensors").read_text() == "mine"
 
@@ -362,7 +369,7 @@ def test_what_a_kill_left_goes_with_the_next_start(place, done):
     pipe("summary.json.tmp")(run)
     link("config.json.tmp")(run)
     (run / "policy.tmp").mkdir()
-    assert train.main(argv(place, "--resume")) == 0 and result(place) == result(done)
+    assert start(place, "--resume") == 0 and result(place) == result(done)
     assert not [name for name in os.listdir(run) if name.endswith(".tmp")]
     assert (place / "mine").read_text() == "kept\n" * 99
 
@@ -391,12 +398,12 @@ def test_a_kept_stage_is_as_it_was_made(done, tmp_path, capsys):
     whole = flipped(path)
     text("model.safetensors", whole)(path)
     capsys.readouterr()
-    assert train.main(argv(tmp_path)) == 2
+    assert start(tmp_path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path}: model.safetensors is missing or not as it was made" in error
     shutil.rmtree(path)
     shutil.rmtree(tmp_path / "run")
-    assert train.main(argv(tmp_path)) == 0 and result(tmp_path) == result(done)
+    assert start(tmp_path) == 0 and result(tmp_path) == result(done)
 
 
 def test_a_judge_with_other_weights_is_noticed(place):
@@ -417,7 +424,7 @@ def test_a_name_that_is_taken(tmp_path, capsys, name):
     """--stages or --out is a file: refused before anything is made."""
     (tmp_path / "taken").write_text("mine")
     capsys.readouterr()
-    assert train.main(argv(tmp_path, f"--{name}", str(tmp_path / "taken"))) == 2
+    assert start(tmp_path, f"--{name}", str(tmp_path / "taken")) == 2
     assert f"--{name}" in one_line(capsys) and os.listdir(tmp_path) == ["taken"]
 
 
@@ -441,7 +448,7 @@ def test_memory_is_full_on_a_cpu(place, monkeypatch, capsys):
         torch.empty(2**60)
 
     monkeypatch.setattr(train, "update", full)
-    assert train.main(argv(place, "--resume")) == 2
+    assert start(place, "--resume") == 2
     assert "memory is full" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(RuntimeError, match="a bug"):
         report.ending(RuntimeError("a bug"))
@@ -463,7 +470,7 @@ def test_fuzz_runs(place, done, capsys):
         path = place / "run" / rng.choice(left)
         path.write_bytes(broken(rng, path.read_bytes()))
         capsys.readouterr()
-        status = train.main(argv(place, "--resume"))
+        status = start(place, "--resume")
         error = capsys.readouterr().err.splitlines()
         said = [line for line in error if line.startswith("train.py: error: ")]
         assert status in (0, 2) and len(said) == (status == 2), (number, path)
