@@ -1,6 +1,7 @@
 """What may be wrong with a run's folder, on purpose or not: it is refused in one line and nothing
 is changed, or passed over with a warning; never a wrong result with exit status 0."""
 
+import itertools
 import json
 import os
 import random
@@ -437,6 +438,65 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         text("half", "of it")(tmp_path / os.path.basename(place))
         raise OSError("full")
     assert os.listdir(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "1"
+    (tmp_path / "b").mkdir()
+    text("b", "old")(tmp_path / "b")
+    with pytest.raises(OSError), folder.whole(str(tmp_path / "b")) as place:
+        text("half", "of it")(tmp_path / os.path.basename(place))
+        raise OSError("full")
+    assert content(tmp_path) == {"a.json": b"1", "b/b": b"old"}
+
+
+def test_a_name_is_of_the_whole_old_or_the_whole_new(tmp_path, monkeypatch):
+    """Before each operation on a folder that replaces another, and for a moment it is nobody's."""
+    old, new = ({name: of for name in "12345"} for of in (b"old", b"new"))
+    (tmp_path / "a").mkdir()
+    for name in old:
+        text(name, "old")(tmp_path / "a")
+    seen = []
+
+    def watched(operation):
+        def after_a_look(*given, **named):
+            seen.append(content(tmp_path / "a"))
+            return operation(*given, **named)
+
+        return after_a_look
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    with folder.whole(str(tmp_path / "a")) as place:
+        for name in new:
+            text(name, "new")(tmp_path / os.path.basename(place))
+    monkeypatch.undo()
+    assert [found for found, _ in itertools.groupby(seen)] == [old, {}]
+    assert content(tmp_path) == {f"a/{name}": of for name, of in new.items()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder is not synchronised")
+def test_what_gets_a_name_is_on_the_disk(tmp_path, monkeypatch):
+    """A folder and each of its files, and a file by itself: a machine that fails keeps no name
+    whose bytes it had not written."""
+    on_disk, missing, fsync, rename = set(), {}, os.fsync, os.rename
+
+    def synced(file):
+        fsync(file)
+        on_disk.add(os.fstat(file).st_ino)
+
+    def named(source, target):
+        there = [source]
+        if os.path.isdir(source):
+            there += [os.path.join(source, name) for name in os.listdir(source)]
+        lost = [path for path in there if os.stat(path).st_ino not in on_disk]
+        missing[os.path.basename(target)] = lost
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", named)
+    monkeypatch.setattr(os, "replace", named)
+    with folder.whole(str(tmp_path / "a")) as place:
+        for name in ("1", "2"):
+            text(name, "x")(tmp_path / os.path.basename(place))
+    folder.write_json(str(tmp_path / "c.json"), 1)
+    assert missing == {"a": [], "c.json": []}
 
 
 def test_memory_is_full_on_a_cpu(place, monkeypatch, capsys):

@@ -461,6 +461,8 @@ def test_which_prompts_a_run_reads(first_run):
     # The look at step 0 follows the preference model's test, both at validation posts.
     assert order == ["supervised", "preference", "validation", "align", "validation", "test"]
     assert [step for split, step, _ in read if split == "align"] == [0, 1, 2]
+    # The evaluation's hundred; behind it the residual asks for some again.
+    assert next(row for row in read if row[0] == "test") == ("test", 0, 100)
 
 
 def test_a_run_leaves_what_it_promises(finished):
