@@ -375,6 +375,15 @@ def test_what_a_kill_left_goes_with_the_next_start(place, done):
     assert (place / "mine").read_text() == "kept\n" * 99
 
 
+def test_checkpoints_beyond_keep_go_when_a_run_is_resumed(place, done):
+    """A kill between the last step's checkpoint and the removal of the oldest leaves one more."""
+    run = place / "run"
+    (run / "summary.json").unlink()
+    shutil.copytree(run / "checkpoint-000004", run / "checkpoint-000002")
+    assert start(place, "--resume") == 0 and result(place) == result(done)
+    assert len(list(run.glob("checkpoint-*"))) == 2 and not (run / "checkpoint-000002").exists()
+
+
 def test_a_removed_checkpoint_loses_its_name_first(place, monkeypatch):
     """A removal that stops half-way leaves no checkpoint behind that lacks a file."""
 
