@@ -518,6 +518,8 @@ BAD = {
     "extension": ("p.txt", GOOD, [], ".csv"),
     "tau 0": ("p.csv", GOOD, ["--tau", "0"], "--tau"),
     "tau nan": ("p.csv", GOOD, ["--tau", "nan"], "--tau"),
+    "tau 1e300": ("p.csv", GOOD, ["--tau", "1e300"], "--tau 1e+300: give"),
+    "tau 1e-300": ("p.csv", GOOD, ["--tau", "1e-300"], "--tau 1e-300: give"),
     "tau a word": ("p.csv", GOOD, ["--tau", "small"], "--tau"),
     "beta": ("p.csv", GOOD, ["--beta", "1.5"], "--beta"),
     "claims.py's option": ("p.csv", GOOD, ["--games", "0"], "--games"),
