@@ -265,7 +265,11 @@ def existing_run(options, data_hash):
         what = "; ".join(changed)
         raise ValueError(f"--out {out}: holds a different run ({what}); give another --out")
     if os.path.exists(os.path.join(out, "summary.json")):
-        return config, finished(out)
+        summary = finished(out)
+        if os.path.exists(os.path.join(out, LOCK)):  # a kill behind the last line left it
+            with locked(os.path.join(out, LOCK)):  # and it goes when the block is left
+                pass
+        return config, summary
     if checkpoints(out) and not options.resume:
         raise ValueError(
             f"--out {out}: holds an unfinished run with checkpoints; "

@@ -375,6 +375,12 @@ def test_what_a_kill_left_goes_with_the_next_start(place, done):
     assert (place / "mine").read_text() == "kept\n" * 99
 
 
+def test_the_lock_of_a_finished_run_goes(place, done):
+    """A kill between the last file and the lock's removal leaves it."""
+    (place / "run" / ".lock").touch()
+    assert start(place, "--resume") == 0 and content(place / "run") == content(done / "run")
+
+
 def test_checkpoints_beyond_keep_go_when_a_run_is_resumed(place, done):
     """A kill between the last step's checkpoint and the removal of the oldest leaves one more."""
     run = place / "run"
