@@ -766,8 +766,9 @@ def parse(argv):
     )
     options = parser.parse_args(argv)
     # Written as what is right, so that NaN, for which no comparison holds, is refused.
-    if not 0 < options.tau < math.inf:
-        parser.error(f"--tau {options.tau}: give a number above 0")
+    # Far beyond, squares of tau overflow, and the way down to it takes a thousand solutions.
+    if not 1e-12 <= options.tau <= 1e12:
+        parser.error(f"--tau {options.tau}: give a number above 0, from 1e-12 to 1e12")
     if not 0 <= options.beta < 1:
         parser.error(
             f"--beta {options.beta}: give at least 0 and below 1; "

@@ -17,9 +17,13 @@ import inspect
 import logging
 import math
 import os
+import socket
+import urllib.parse
+import urllib.request
 import warnings
 from typing import NamedTuple
 
+import huggingface_hub
 import torch
 import transformers
 from torch.nn import functional as F
@@ -235,13 +239,33 @@ def looks_like_path(source):
     return "/" in source and os.path.isdir(source.partition("/")[0])
 
 
+@functools.cache
+def is_reached(source):
+    """Whether what a folder or hub name stands for can be asked for. Looked for once.
+
+    The hub client tries a connection that is refused six times, in half a minute, for each of a
+    model's files. Without the hub only its cache is asked, which has what was loaded before.
+    """
+    # Through a proxy it is another connection, which the client makes.
+    if os.path.isdir(source) or urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname, port), timeout=10).close()
+    except OSError:  # also where the name is unknown
+        return False
+    return True
+
+
 def load_config(source):
     """The config of a folder or hub name, without dropout. Raises ValueError for what is left out.
 
     source:
         a local folder or a hub name.
     """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    given = dict(trust_remote_code=False, local_files_only=not is_reached(source))
+    config = AutoConfig.from_pretrained(source, **given)
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = dict(quantised).get("quant_method", "an unknown method")
@@ -291,6 +315,7 @@ def load_weights(source, config):
         config=config,
         use_safetensors=True,
         trust_remote_code=False,
+        local_files_only=not is_reached(source),
         dtype=torch.float32,
         output_loading_info=True,
     )
@@ -313,7 +338,8 @@ def refuse_pickles(source, config):
     if named and named.endswith(".json"):
         indices.append(named)
     for index in indices:
-        path = cached_file(source, index, _raise_exceptions_for_missing_entries=False)
+        given = dict(local_files_only=not is_reached(source))
+        path = cached_file(source, index, _raise_exceptions_for_missing_entries=False, **given)
         if path is None:
             continue
         named = files.read_object(path).get("weight_map")
@@ -494,7 +520,8 @@ def load_tokenizer(source):
 def read_tokenizer(source):
     """The tokenizer of a folder or hub name, as transformers reads it."""
     try:
-        return AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+        given = dict(trust_remote_code=False, local_files_only=not is_reached(source))
+        return AutoTokenizer.from_pretrained(source, use_fast=True, **given)
     except (OSError, ValueError, KeyError):
         if not os.path.exists(os.path.join(source, "vocab.json")):
             raise

@@ -102,7 +102,7 @@ class Run:
         options = self.options
         begin = dict(self.made_from, step=0, metrics=0)
         state = restore(options, policy, optimizer, copies, begin)
-        parallel.from_first(partial(self.open_metrics, state))
+        parallel.from_first(partial(self.go_on, state))
         label = f"alignment, {options.loss}"
         self.stepping = True
         progress.announce(label)
@@ -117,6 +117,21 @@ class Run:
             if came:
                 raise KeyboardInterrupt(came)
         self.stepping = False
+
+    def go_on(self, state):
+        """Makes the folder what it was behind the step of a checkpoint's state, or before any."""
+        self.open_metrics(state)
+        if state["step"]:  # a run that was killed behind it may have left more than --keep
+            self.remove_old(self.checkpoint(state["step"]))
+
+    def checkpoint(self, step):
+        return self.path(f"checkpoint-{step:06d}")
+
+    def remove_old(self, newest):
+        """Removes the oldest checkpoints beyond --keep, up to the newest that is whole."""
+        kept = checkpoints(self.options.out)
+        for old in kept[: kept.index(newest) + 1][: -self.options.keep]:
+            folder.remove(old)
 
     def open_metrics(self, state):
         """Opens metrics.jsonl behind the lines of a checkpoint: later ones are written again."""
@@ -155,7 +170,7 @@ class Run:
         """
         metrics = self.path("metrics.jsonl")
         folder.sync(metrics)
-        path = self.path(f"checkpoint-{step:06d}")
+        path = self.checkpoint(step)
         with folder.whole(path) as unfinished:
             policy.save_pretrained(unfinished)
             self.tokenizer.save_pretrained(unfinished)
@@ -178,9 +193,9 @@ class Run:
             write_json(os.path.join(unfinished, "state.json"), state)
         kept = checkpoints(self.options.out)
         # Later than this one are damaged ones, from before the run was resumed.
-        later = kept[kept.index(path) + 1 :]
-        for old in [*later, *kept[: kept.index(path) + 1][: -self.options.keep]]:
-            folder.remove(old)
+        for later in kept[kept.index(path) + 1 :]:
+            folder.remove(later)
+        self.remove_old(path)
 
     @contextlib.contextmanager
     def evidence(self, step, prompt, *responses_and_label):
@@ -250,7 +265,11 @@ def existing_run(options, data_hash):
         what = "; ".join(changed)
         raise ValueError(f"--out {out}: holds a different run ({what}); give another --out")
     if os.path.exists(os.path.join(out, "summary.json")):
-        return config, finished(out)
+        summary = finished(out)
+        if os.path.exists(os.path.join(out, LOCK)):  # a kill behind the last line left it
+            with locked(os.path.join(out, LOCK)):  # and it goes when the block is left
+                pass
+        return config, summary
     if checkpoints(out) and not options.resume:
         raise ValueError(
             f"--out {out}: holds an unfinished run with checkpoints; "

@@ -100,6 +100,24 @@ def test_plain_gradient_descent_on_the_logits_reaches_it_too():
         assert total_variation(path[-1], fixed_point(*GAMES["cycle"])) < 1e-9
 
 
+@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("method, beta", [(ipo, 0.0), (ipo_md, 0.5), (nash_md, 0.5)])
+def test_one_natural_step_by_hand(name, method, beta):
+    """Each logit moves by the rate times p(y > mixture) - tau log pi/pi_ref, whoever draws y.
+
+    Divided by another law than the one that draws y, a step has the same zeros: where the methods
+    end does not show it.
+    """
+    preferences, log_ref, tau = GAMES[name]
+    generator = torch.Generator().manual_seed(2)
+    log_pi = torch.randn(len(log_ref), generator=generator, dtype=DOUBLE).log_softmax(0)
+    blend = log_pi.exp() ** (1 - beta) * log_ref.exp() ** beta
+    advantage = preferences @ (blend / blend.sum()) - tau * (log_pi - log_ref)
+    expected = (log_pi + 0.3 * advantage).log_softmax(0)
+    path = descend(method, preferences, log_ref, tau, beta, rate=0.3, steps=1, start=log_pi)
+    assert (path[1] - expected).abs().max() < 1e-12
+
+
 # Each entry of BROKEN breaks one thing that people get wrong. The names say what; the values are
 # (PAIR's module, loss, beta, law).
 
@@ -311,6 +329,53 @@ def test_fixed_points_of_the_other_methods():
     assert bandit.gradient(dpo, point, log_ref, preferences, tau).abs().max() < 1e-11
 
 
+def cross_entropy(rewards, preferences, log_data):
+    """Of Bradley-Terry's p on pairs whose responses are both drawn from the data: nats a pair."""
+    total = 0.0
+    for i, law in enumerate(log_data.exp()):
+        for j, law_other in enumerate(log_data.exp()):
+            log_p = torch.nn.functional.logsigmoid(rewards[i] - rewards[j])
+            log_q = torch.nn.functional.logsigmoid(rewards[j] - rewards[i])
+            p = preferences[i, j]
+            total = total - law * law_other * (p * log_p + (1 - p) * log_q)
+    return total
+
+
+def least_cross_entropy(preferences, log_data):
+    """The rewards of the least cross-entropy, sum 0, by another minimiser than the lab's."""
+    rewards = torch.zeros(len(preferences), dtype=DOUBLE, requires_grad=True)
+    settings = dict(max_iter=500, tolerance_grad=1e-12, tolerance_change=0.0)
+    optimizer = torch.optim.LBFGS([rewards], line_search_fn="strong_wolfe", **settings)
+
+    def closure():
+        optimizer.zero_grad()
+        value = cross_entropy(rewards, preferences, log_data)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    found = rewards.detach()
+    return found - found.mean()
+
+
+def test_the_reward_depends_on_the_datas_law(monkeypatch):
+    """It is the minimum of the cross-entropy on pairs of that very law, and of uniform pairs
+    another one; the table's RL takes the reference's. 1e-5: the other minimiser's."""
+    preferences, log_ref, tau = GAMES["six"]
+    uniform = torch.zeros(6, dtype=DOUBLE).log_softmax(0)
+    fitted = {}
+    for name, law in dict(reference=log_ref, uniform=uniform).items():
+        fitted[name] = bandit.fit_reward(preferences, law)
+        assert (fitted[name] - least_cross_entropy(preferences, law)).abs().max() < 1e-5, name
+    assert (fitted["reference"] - fitted["uniform"]).abs().max() > 0.05
+    monkeypatch.setattr(bandit, "descend", lambda *given, **named: log_ref[None])
+    monkeypatch.setattr(bandit, "nash_md_path", lambda *given: log_ref[None])
+    rows = bandit.run_methods(preferences, log_ref, tau, 0.125)
+    predicted = {name: log_pi for name, log_pi, _, _ in rows}
+    rlhf = (log_ref + fitted["reference"] / tau).log_softmax(0)
+    assert total_variation(predicted["RL"], rlhf) < 1e-9
+
+
 # Minibatches of pairs
 
 
@@ -459,6 +524,8 @@ BAD = {
     "extension": ("p.txt", GOOD, [], ".csv"),
     "tau 0": ("p.csv", GOOD, ["--tau", "0"], "--tau"),
     "tau nan": ("p.csv", GOOD, ["--tau", "nan"], "--tau"),
+    "tau 1e300": ("p.csv", GOOD, ["--tau", "1e300"], "--tau 1e+300: give"),
+    "tau 1e-300": ("p.csv", GOOD, ["--tau", "1e-300"], "--tau 1e-300: give"),
     "tau a word": ("p.csv", GOOD, ["--tau", "small"], "--tau"),
     "beta": ("p.csv", GOOD, ["--beta", "1.5"], "--beta"),
     "claims.py's option": ("p.csv", GOOD, ["--games", "0"], "--games"),

@@ -136,6 +136,43 @@ def test_built_in_comparisons_are_fresh_votes():
         assert not set(prompts) & set(texts(task.tokenizer, other.prompt)), role
 
 
+def test_votes_are_single_votes():
+    """Of a pair with probability p each visit draws one vote, 0 or 1, and the other pairs others.
+
+    1,000 visits of six pairs: each pair's share is p, and two pairs agree as often as independent
+    votes do, and so do a pair's votes in two visits that follow each other, all within 5 standard
+    errors (false alarm below 1e-5 in all). Certain votes are certain.
+    """
+    p = torch.tensor([0.5, 0.5, 0.1, 0.7, 0.0, 1.0])
+    rows = policies.pad([[1]] * 7, "left", 0)
+    pairs = torch.arange(6), torch.arange(1, 7), p
+    found = data.Comparisons(rows, rows, *pairs, torch.Generator().manual_seed(5))
+    votes = torch.stack([found.votes() for _ in range(1000)])
+    assert set(votes.unique().tolist()) == {0.0, 1.0}
+    assert votes[:, 4].max() == 0 and votes[:, 5].min() == 1
+    assert ((votes.mean(0) - p).abs() <= 5 * (p * (1 - p) / 1000).sqrt()).all()
+    one, two, others = votes[:, 0], votes[:, 1], votes[:, 3]
+    expected = {"two pairs": (one, two, 0.5), "other odds": (one, others, 0.5)}
+    expected["two visits"] = one[:-1], one[1:], 0.5
+    expected["two visits, other odds"] = others[:-1], others[1:], 0.7**2 + 0.3**2
+    for name, (left, right, agree) in expected.items():
+        share = (left == right).float().mean().item()
+        assert abs(share - agree) < 5 * (agree * (1 - agree) / len(left)) ** 0.5, name
+
+
+def test_offline_labels_are_single_votes():
+    """Of the built-in task, whose panel is rarely sure: a label is 0 or 1, the first of a pair wins
+    and loses, and the next step's votes are drawn anew."""
+    task = data.BuiltIn(0)
+    model = policies.build("tiny", task.tokenizer, 128, 0)
+    found = []
+    for step in (0, 1, 0):
+        *_, label = data.recorded_pairs(task, step, 30, model, data.everything, "cpu")
+        found.append(label)
+    assert set(torch.cat(found).tolist()) == {0.0, 1.0}
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
 def pairs_of(comparisons):
     """The pairs of row numbers that are compared, as tuples."""
     return list(zip(comparisons.first.tolist(), comparisons.second.tolist(), strict=True))

@@ -20,6 +20,7 @@ import policy as policies
 import train
 from job import folder, stages
 from job import run as runs
+from job.options import parse
 from test_rough_runs import argv, content, result
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -77,27 +78,40 @@ def watched(tmp_path_factory):
         yield place, copies, watch.moments
 
 
+def in_order(copies):
+    """The copies' folders, in the order of their moments."""
+    return sorted(copies.iterdir(), key=lambda path: int(path.name))
+
+
 def test_nothing_half_made_has_a_name(watched):
-    """In every copy: what is called a stage, a checkpoint, a policy or a summary is whole."""
+    """In every copy: what is called a stage, a checkpoint, a policy or a summary is whole, and as
+    many checkpoints are there as were to be kept, from the moment when there were so many."""
     place, copies, moments = watched
     policy = policies.load(str(place / "run" / "policy"))[0]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=0.0)
     given = SimpleNamespace(steps=6, device="cpu"), policy, optimizer, {}
     found = dict(stages=0, checkpoints=0, policies=0, summaries=0)
-    for copy in copies.iterdir():
+    kept = 0
+    for copy in in_order(copies):
         for path in (copy / "stages").glob("*"):
             if path.suffix not in (".tmp", ".lock"):
                 found["stages"] += stages.is_kept(str(path))
+                assert content(path) == content(place / "stages" / path.name), copy
         run = copy / "run"
-        for path in folder.checkpoints(run) if run.is_dir() else ():
+        there = folder.checkpoints(run) if run.is_dir() else []
+        for path in there:
             folder.read_checkpoint(path, *given)
             found["checkpoints"] += 1
+        assert len(there) >= kept, copy
+        kept = min(len(there), parse([]).keep)
         if (run / "policy").is_dir():
             policies.load(str(run / "policy"))
             found["policies"] += 1
         if (run / "summary.json").is_file():
             runs.finished(str(run))
             found["summaries"] += 1
+            left = {name: of for name, of in content(run).items() if name != ".lock"}
+            assert left == content(place / "run"), copy
     assert moments > 200 and len(list(copies.iterdir())) > 60
     assert min(found.values()) > 0, found
 
@@ -115,5 +129,5 @@ def test_every_tenth_moment_goes_on(watched):
     """KILLED_EVERY=1 in the environment takes every one."""
     place, copies, _ = watched
     every = int(os.environ.get("KILLED_EVERY", 10))
-    for copy in sorted(copies.iterdir(), key=lambda path: int(path.name))[::every]:
+    for copy in in_order(copies)[::every]:
         goes_on(Path(copy), place)

@@ -3,9 +3,12 @@
 import ast
 import copy
 import json
+import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -346,3 +349,36 @@ def test_the_reference_sampler_is_right():
     law = reference_sampler.next_law(*pair, [1, 2], 0.5).exp()
     roots = [0.16**0.5, 0.03**0.5, 0.05**0.5]
     assert law.tolist() == pytest.approx([root / sum(roots) for root in roots], rel=1e-12)
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch):
+    """A connection is refused, by a port that nobody listens at: none of the client's retries, and
+    the answer is remembered; through a proxy, or of a folder, nothing is tried out here."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and no listen
+        here = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", here)
+        tried, connect = [], socket.create_connection
+
+        def watched(address, *given, **named):
+            tried.append(address)
+            return connect(address, *given, **named)
+
+        monkeypatch.setattr(socket, "create_connection", watched)
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("a retry"))
+        policies.is_reached.cache_clear()
+        for load, expected in ((policies.load_tokenizer, "tokenizer"), (policies.load, "policy")):
+            with pytest.raises(ValueError, match=f"nobody/nothing: cannot load a {expected}: "):
+                load("nobody/nothing")
+        tried.clear()
+        assert not policies.is_reached("nobody/nothing") and not tried  # it is remembered
+        unheard.listen()
+        policies.is_reached.cache_clear()
+        assert policies.is_reached("nobody/nothing") and policies.is_reached(".")
+        assert len(tried) == 1
+        monkeypatch.setenv("https_proxy", here)
+        assert policies.is_reached("nobody/else") and len(tried) == 1
+    policies.is_reached.cache_clear()

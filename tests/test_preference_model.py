@@ -185,6 +185,25 @@ def test_features_are_remembered_of_the_right_batch(monkeypatch):
         assert len(computed) == times, comparisons.__name__
 
 
+def test_it_learns_from_single_votes():
+    """Of one pair with p = 0.7 each visit's loss is -log p_hat of the first or of the second, each
+    as often as it is voted for: within 5 standard errors of 400 visits. The two are computed by
+    the model's own p; the loss against 0.7 itself lies between them."""
+    model, rows = build(), policies.pad(PROMPTS[:1] * 2, "left", END)
+    response = policies.pad([FIRST[0], SECOND[0]], "right", END)
+    pair = torch.tensor([0]), torch.tensor([1]), torch.tensor([0.7])
+    votes = Comparisons(rows, response, *pair, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        p = model(rows.rows(slice(1)), response.rows(pair[0]), response.rows(pair[1])).double()
+        features, first = model.features(rows, response), 0
+        for _ in range(400):
+            cost = preference_model.vote_loss(model, votes, features).exp().double()
+            apart = torch.stack([cost * p - 1, cost * (1 - p) - 1]).abs()
+            assert apart.min() < 1e-5
+            first += int(apart.argmin() == 0)
+    assert (p - 0.5).abs() > 0.01 and abs(first / 400 - 0.7) < 5 * (0.7 * 0.3 / 400) ** 0.5
+
+
 def test_frozen_and_in_eval_after_training_and_loading(tmp_path):
     """No parameter of a fitted or loaded model wants a gradient, and none is in train mode.
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import files
 import policy as policies
 import preference_model
+from limit import within
 from test_bad_input import broken
 
 WIDTH = dict(n_layer=1, n_head=2, n_embd=16)
@@ -209,7 +210,7 @@ POLICIES = {
 def refused(load, folder, capfd):
     """The error of load(folder): a ValueError of one line, and nothing on the standard error."""
     capfd.readouterr()
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError) as raised, within():
         load(str(folder))
     message = str(raised.value)
     assert message.startswith(str(folder)) and "\n" not in message
@@ -310,7 +311,8 @@ def test_fuzz_policies(tmp_path, good, capfd):
         name = rng.choice(names)
         (folder / name).write_bytes(broken(rng, (folder / name).read_bytes()))
         try:
-            policies.load(str(folder))
+            with within():
+                policies.load(str(folder))
         except ValueError as error:
             assert str(error).startswith(str(folder)) and "\n" not in str(error), (number, name)
         assert capfd.readouterr().err == "", (number, name)

@@ -1,6 +1,7 @@
 """What may be wrong with a run's folder, on purpose or not: it is refused in one line and nothing
 is changed, or passed over with a warning; never a wrong result with exit status 0."""
 
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import policy as policies
 import train
 from job import folder, report
 from job import run as runs
+from limit import within
 from test_bad_input import broken
 
 STEPS = "--supervised-steps 4 --preference-steps 4 --steps 6 --save-every 2 --batch-size 4".split()
@@ -33,7 +35,7 @@ def small():
 def done(tmp_path_factory):
     """A finished run, in run/, and its stages, in stages/."""
     place = tmp_path_factory.mktemp("done")
-    assert train.main(argv(place)) == 0
+    assert start(place) == 0
     return place
 
 
@@ -47,6 +49,12 @@ def place(done, tmp_path):
 
 def argv(place, *more):
     return [*STEPS, "--stages", str(place / "stages"), "--out", str(place / "run"), *more]
+
+
+def start(place, *more):
+    """train.main's exit status. A whole run takes more than a folder that is read."""
+    with within(cpu=120):
+        return train.main(argv(place, *more))
 
 
 def content(place):
@@ -170,7 +178,7 @@ def test_a_folder_that_is_refused(place, capsys, case):
     spoil(place / "run")
     before = content(place)
     capsys.readouterr()
-    assert train.main(argv(place, "--resume")) == 2
+    assert start(place, "--resume") == 2
     assert expected in one_line(capsys) and content(place) == before
 
 
@@ -184,11 +192,11 @@ def test_metrics_that_are_not_as_they_were(place, capsys):
             (place / "run" / "metrics.jsonl").unlink()
         capsys.readouterr()
         before = content(place)
-        assert train.main(argv(place, "--resume")) == 2
+        assert start(place, "--resume") == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert "metrics.jsonl is not as it was at step 6" in error and content(place) == before
     text("metrics.jsonl", lines)(place / "run")
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
 
 
 def test_another_name_of_the_metrics_is_left_alone(place, done):
@@ -197,7 +205,7 @@ def test_another_name_of_the_metrics_is_left_alone(place, done):
     (place / "run" / NEWEST).rename(place / "moved")
     os.link(place / "run" / "metrics.jsonl", place / "backup")
     before = (place / "backup").read_bytes()
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
     assert (place / "backup").read_bytes() == before and result(place) == result(done)
 
 
@@ -320,7 +328,7 @@ def test_a_damaged_checkpoint(place, asked, case):
     spoil, expected = CHECKPOINTS[case]
     folder.read_checkpoint(str(place / "run" / NEWEST), *asked)
     spoil(place / "run")
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(Exception) as raised, within():
         folder.read_checkpoint(str(place / "run" / NEWEST), *asked)
     assert expected in str(raised.value) and not isinstance(raised.value, MemoryError)
 
@@ -330,7 +338,7 @@ def test_a_damaged_checkpoint_changes_no_result(place, done, capsys):
     (place / "run" / "summary.json").unlink()
     CHECKPOINTS["weights, one renamed"][0](place / "run")
     capsys.readouterr()
-    assert train.main(argv(place, "--resume")) == 0
+    assert start(place, "--resume") == 0
     out, err = capsys.readouterr()
     assert err.count("warning: ") == 1 and "x is no weight" in err and "resumed at step 4" in out
     assert result(place) == result(done)
@@ -348,7 +356,7 @@ def test_the_users_things_are_left_alone(place, done):
     for path in mine[2:]:
         path.write_text("mine")
     (run / "checkpoint-1.txt").write_text("mine")
-    assert train.main(argv(place, "--resume")) == 0 and result(place) == result(done)
+    assert start(place, "--resume") == 0 and result(place) == result(done)
     assert all(path.exists() for path in [*mine, run / "checkpoint-1.txt"])
     assert (mine[0] / "model.safetensors").read_text() == "mine"
 
@@ -362,9 +370,24 @@ def test_what_a_kill_left_goes_with_the_next_start(place, done):
     pipe("summary.json.tmp")(run)
     link("config.json.tmp")(run)
     (run / "policy.tmp").mkdir()
-    assert train.main(argv(place, "--resume")) == 0 and result(place) == result(done)
+    assert start(place, "--resume") == 0 and result(place) == result(done)
     assert not [name for name in os.listdir(run) if name.endswith(".tmp")]
     assert (place / "mine").read_text() == "kept\n" * 99
+
+
+def test_the_lock_of_a_finished_run_goes(place, done):
+    """A kill between the last file and the lock's removal leaves it."""
+    (place / "run" / ".lock").touch()
+    assert start(place, "--resume") == 0 and content(place / "run") == content(done / "run")
+
+
+def test_checkpoints_beyond_keep_go_when_a_run_is_resumed(place, done):
+    """A kill between the last step's checkpoint and the removal of the oldest leaves one more."""
+    run = place / "run"
+    (run / "summary.json").unlink()
+    shutil.copytree(run / "checkpoint-000004", run / "checkpoint-000002")
+    assert start(place, "--resume") == 0 and result(place) == result(done)
+    assert len(list(run.glob("checkpoint-*"))) == 2 and not (run / "checkpoint-000002").exists()
 
 
 def test_a_removed_checkpoint_loses_its_name_first(place, monkeypatch):
@@ -391,12 +414,12 @@ def test_a_kept_stage_is_as_it_was_made(done, tmp_path, capsys):
     whole = flipped(path)
     text("model.safetensors", whole)(path)
     capsys.readouterr()
-    assert train.main(argv(tmp_path)) == 2
+    assert start(tmp_path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path}: model.safetensors is missing or not as it was made" in error
     shutil.rmtree(path)
     shutil.rmtree(tmp_path / "run")
-    assert train.main(argv(tmp_path)) == 0 and result(tmp_path) == result(done)
+    assert start(tmp_path) == 0 and result(tmp_path) == result(done)
 
 
 def test_a_judge_with_other_weights_is_noticed(place):
@@ -417,7 +440,7 @@ def test_a_name_that_is_taken(tmp_path, capsys, name):
     """--stages or --out is a file: refused before anything is made."""
     (tmp_path / "taken").write_text("mine")
     capsys.readouterr()
-    assert train.main(argv(tmp_path, f"--{name}", str(tmp_path / "taken"))) == 2
+    assert start(tmp_path, f"--{name}", str(tmp_path / "taken")) == 2
     assert f"--{name}" in one_line(capsys) and os.listdir(tmp_path) == ["taken"]
 
 
@@ -430,6 +453,65 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         text("half", "of it")(tmp_path / os.path.basename(place))
         raise OSError("full")
     assert os.listdir(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "1"
+    (tmp_path / "b").mkdir()
+    text("b", "old")(tmp_path / "b")
+    with pytest.raises(OSError), folder.whole(str(tmp_path / "b")) as place:
+        text("half", "of it")(tmp_path / os.path.basename(place))
+        raise OSError("full")
+    assert content(tmp_path) == {"a.json": b"1", "b/b": b"old"}
+
+
+def test_a_name_is_of_the_whole_old_or_the_whole_new(tmp_path, monkeypatch):
+    """Before each operation on a folder that replaces another, and for a moment it is nobody's."""
+    old, new = ({name: of for name in "12345"} for of in (b"old", b"new"))
+    (tmp_path / "a").mkdir()
+    for name in old:
+        text(name, "old")(tmp_path / "a")
+    seen = []
+
+    def watched(operation):
+        def after_a_look(*given, **named):
+            seen.append(content(tmp_path / "a"))
+            return operation(*given, **named)
+
+        return after_a_look
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    with folder.whole(str(tmp_path / "a")) as place:
+        for name in new:
+            text(name, "new")(tmp_path / os.path.basename(place))
+    monkeypatch.undo()
+    assert [found for found, _ in itertools.groupby(seen)] == [old, {}]
+    assert content(tmp_path) == {f"a/{name}": of for name, of in new.items()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder is not synchronised")
+def test_what_gets_a_name_is_on_the_disk(tmp_path, monkeypatch):
+    """A folder and each of its files, and a file by itself: a machine that fails keeps no name
+    whose bytes it had not written."""
+    on_disk, missing, fsync, rename = set(), {}, os.fsync, os.rename
+
+    def synced(file):
+        fsync(file)
+        on_disk.add(os.fstat(file).st_ino)
+
+    def named(source, target):
+        there = [source]
+        if os.path.isdir(source):
+            there += [os.path.join(source, name) for name in os.listdir(source)]
+        lost = [path for path in there if os.stat(path).st_ino not in on_disk]
+        missing[os.path.basename(target)] = lost
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", named)
+    monkeypatch.setattr(os, "replace", named)
+    with folder.whole(str(tmp_path / "a")) as place:
+        for name in ("1", "2"):
+            text(name, "x")(tmp_path / os.path.basename(place))
+    folder.write_json(str(tmp_path / "c.json"), 1)
+    assert missing == {"a": [], "c.json": []}
 
 
 def test_memory_is_full_on_a_cpu(place, monkeypatch, capsys):
@@ -441,7 +523,7 @@ def test_memory_is_full_on_a_cpu(place, monkeypatch, capsys):
         torch.empty(2**60)
 
     monkeypatch.setattr(train, "update", full)
-    assert train.main(argv(place, "--resume")) == 2
+    assert start(place, "--resume") == 2
     assert "memory is full" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(RuntimeError, match="a bug"):
         report.ending(RuntimeError("a bug"))
@@ -463,7 +545,7 @@ def test_fuzz_runs(place, done, capsys):
         path = place / "run" / rng.choice(left)
         path.write_bytes(broken(rng, path.read_bytes()))
         capsys.readouterr()
-        status = train.main(argv(place, "--resume"))
+        status = start(place, "--resume")
         error = capsys.readouterr().err.splitlines()
         said = [line for line in error if line.startswith("train.py: error: ")]
         assert status in (0, 2) and len(said) == (status == 2), (number, path)

@@ -13,6 +13,7 @@ import pytest
 
 import evaluate
 from job import report, terminal
+from limit import end_of, limit_itself
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = "import stopping\nfor _ in range(9999): print('x' * 99)"
@@ -24,8 +25,14 @@ def python(*words, **given):
     """A program in a process of its own: (status, its standard error's lines)."""
     given = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) | given
     given["env"] = dict(os.environ, PYTHONUNBUFFERED="")  # or each print would be a write
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, text=True, timeout=120, **given)
-    return done.returncode, (done.stderr or "").splitlines()
+    status, error = ended([sys.executable, *words], **given)
+    return status, (error or "").splitlines()
+
+
+def ended(words, **given):
+    """(exit status, standard error) of a program."""
+    with subprocess.Popen(words, cwd=ROOT, text=True, preexec_fn=limit_itself, **given) as program:
+        return end_of(program)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -51,7 +58,7 @@ def test_closed_streams_are_nothing():
     code = "import stopping, os, sys; print('x'); print('y', file=sys.stderr)"
     code += "; sys.exit(os.open(os.devnull, os.O_RDONLY))"
     shell = f'exec "{sys.executable}" -c "{code}" >&- 2>&-'
-    assert subprocess.run(["sh", "-c", shell], cwd=ROOT, timeout=60).returncode > 2
+    assert ended(["sh", "-c", shell])[0] > 2
 
 
 def test_what_is_shown_is_escaped():
@@ -123,10 +130,10 @@ def test_interrupted_while_it_imports(words, wait):
     begins = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
     def heard():  # a shell ignores the signal for what it starts behind itself
+        limit_itself()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     with subprocess.Popen([sys.executable, *words], preexec_fn=heard, **begins) as program:
         time.sleep(wait)
         program.send_signal(signal.SIGINT)
-        _, error = program.communicate(timeout=120)
-    assert program.returncode == 130 and error == "stopped\n"
+        assert end_of(program) == (130, "stopped\n")

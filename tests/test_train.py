@@ -4,6 +4,7 @@ All losses, reuse, refusals, real files, and what tells methods apart.
 """
 
 import copy
+import itertools
 import json
 import math
 import types
@@ -82,10 +83,30 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(place):
-    """ipo_md's run, the first of this file, which makes the stages."""
-    assert run(place, "ipo_md", "--loss", "ipo_md") == 0
-    return place / "ipo_md"
+def first_run(place):
+    """ipo_md's run, which makes the stages: (its folder, the posts that it read in their order)."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = watch_posts(patch)
+        assert run(place, "ipo_md", "--loss", "ipo_md") == 0
+    return place / "ipo_md", read
+
+
+def watch_posts(patch):
+    """The built-in task's posts that are read from now on: a list of (split, step, count)."""
+    read, posts = [], data.BuiltIn.posts
+
+    def watched(task, *asked):
+        read.append(asked)
+        return posts(task, *asked)
+
+    patch.setattr(data.BuiltIn, "posts", watched)
+    return read
+
+
+@pytest.fixture(scope="module")
+def finished(first_run):
+    """The folder of ipo_md's run."""
+    return first_run[0]
 
 
 # What tells the methods apart
@@ -401,7 +422,47 @@ def test_measure_against_a_hand_made_judge():
     assert evaluate.measure(quiet, quiet, longer, task, count=4)[0]["kl"] == 0
 
 
+def test_two_policies_answer_from_two_streams():
+    """Of equal policies y = y' as often as two independent draws are equal, the sum of p^2: within
+    5 standard errors of 900 prompts. Two chunks of prompts, two seeds and two splits share no
+    stream either. The judge is asked of these very responses."""
+    law = torch.tensor([0.5, 0.3, 0.2])
+    model, asked = constant_gpt2(law.log()), []
+    task = types.SimpleNamespace(
+        prompts=lambda split, step, count: policies.pad([[1, 2]] * count, "left", 0),
+        most=lambda split: math.inf,
+        max_response=1,
+    )
+
+    def judge(prompt, y, y_other):
+        asked.append((y.ids[:, 0], y_other.ids[:, 0]))
+        return torch.zeros(len(y.ids))
+
+    given = model, model, judge, task
+    for split, seed in (("test", 0), ("test", 1), ("validation", 0)):
+        evaluate.measure(*given, split, count=900, seed=seed, chunk=450)
+    draws = [torch.cat(side) for side in zip(asked[0], asked[1], strict=True)]
+    pairs = {"policy and other": draws, "two chunks": (asked[0][0], asked[1][0])}
+    pairs |= {"two seeds": (asked[0][0], asked[2][0]), "two splits": (asked[0][0], asked[4][0])}
+    agree = law.square().sum().item()
+    for name, (one, other) in pairs.items():
+        share = (one == other).float().mean().item()
+        assert abs(share - agree) < 5 * (agree * (1 - agree) / len(one)) ** 0.5, name
+
+
 # Whole runs on the built-in task
+
+
+def test_which_prompts_a_run_reads(first_run):
+    """It imitates and votes on their own posts, tests its preference model and looks on the way at
+    validation posts, and reads test posts when the last look is past."""
+    read = first_run[1]
+    order = [split for split, _ in itertools.groupby(split for split, *_ in read)]
+    # The look at step 0 follows the preference model's test, both at validation posts.
+    assert order == ["supervised", "preference", "validation", "align", "validation", "test"]
+    assert [step for split, step, _ in read if split == "align"] == [0, 1, 2]
+    # The evaluation's hundred; behind it the residual asks for some again.
+    assert next(row for row in read if row[0] == "test") == ("test", 0, 100)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -553,10 +614,11 @@ def test_a_raised_version_makes_its_stage_anew(place, finished, capsys, monkeypa
     assert run(place, "raised", "--loss", "ipo_md") == 2 and "version" in capsys.readouterr().err
 
 
-def test_evaluate_compares_two_runs(place, finished, capsys):
-    """evaluate.py on the run and its start, on the same prompts under the panel; swapping them
-    turns a policy's length into the other's. A folder that is none is a one-line error."""
+def test_evaluate_compares_two_runs(place, finished, capsys, monkeypatch):
+    """evaluate.py on the run and its start, on the same test posts under the panel; swapping
+    them turns a policy's length into the other's. A folder that is none is a one-line error."""
     (stage,) = (place / "stages").glob("supervised-*")
+    read = watch_posts(monkeypatch)
     capsys.readouterr()
     printed = []
     for a, b in ((finished, stage), (stage, finished)):
@@ -568,6 +630,7 @@ def test_evaluate_compares_two_runs(place, finished, capsys):
                 if len(line.split()) == 2 and line[0] != " "
             )
         )
+    assert {split for split, *_ in read} == {"test"}
     for numbers in printed:
         assert 0 <= float(numbers["win_rate"]) <= 1 and numbers["prompts"] == "12"
         assert set(numbers) >= {
