@@ -11,6 +11,7 @@ HuggingFaceTB/SmolLM2-135M-Instruct may stand in place of FOLDER, and prepare is
 Left out: a rate and tau for each method, more than one seed, posts as long as they are.
 Run: python -m studies.real_model prepare FOLDER
      python -m studies.real_model run --policy FOLDER --prompts FILE [FILE ...] [--loss ipo]
+                                               (35 to 45 min of one core)
      python -m studies.real_model_page         (results/real_model.md from the lines alone)
 A run that was stopped goes on by the same command.
 """
@@ -59,8 +60,8 @@ HELD_OUT, POSTS = 100, 200
 CYCLES, EACH = 25, 4
 SHOWN, TITLE = 10, 60  # pairs of summaries; characters of a post's title, no more of it
 RESULTS = "results/real_model.jsonl"
-STEPS = 48
-OPTIONS = ["--batch-size", "4", "--lr", "1e-4", "--dtype", "bfloat16", "--supervised-steps", "0"]
+STEPS = 150
+OPTIONS = ["--batch-size", "4", "--lr", "3e-5", "--dtype", "bfloat16", "--supervised-steps", "0"]
 OPTIONS += ["--max-prompt-tokens", str(PROMPT_TOKENS), "--save-every", "10", "--keep", "1"]
 OPTIONS += ["--max-response-tokens", str(RESPONSE_TOKENS), "--eval-prompts", str(HELD_OUT)]
 NAMES = {"ipo_md": "IPO-MD", "ipo": "IPO"}
