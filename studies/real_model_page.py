@@ -18,6 +18,10 @@ from studies.real_model import HELD_OUT, NAMES, PROMPT_TOKENS, RESPONSE_TOKENS, 
 def read_lines(path):
     """The lines of a file by method; of two of one method the later counts."""
     lines = {}
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"--results {path}: no such file; python -m studies.real_model run makes it"
+        )
     with open(path, encoding="utf-8") as file:
         for text in file:
             line = json.loads(text)

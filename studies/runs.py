@@ -465,7 +465,12 @@ def parse(module, doc, names, argv):
         action="store_true",
         help="draw from the lines that are there; run nothing",
     )
-    add("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    add(
+        "--jobs",
+        type=job.options.positive_whole,
+        default=2,
+        help="processes of one thread each (default 2)",
+    )
     add("--results", default="results", help="folder of the lines and pictures (default results)")
     add(
         "--runs",
@@ -477,6 +482,10 @@ def parse(module, doc, names, argv):
     for name in options.names:
         if name not in names:
             parser.error(f"{name}: no such part; take one of {', '.join(names)}")
+    for option in ("results", "runs"):
+        path = getattr(options, option)
+        if os.path.exists(path) and not os.path.isdir(path):
+            parser.error(f"--{option} {path}: is no folder; give another")
     return options
 
 

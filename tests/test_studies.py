@@ -590,6 +590,24 @@ def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
             assert line in text, line
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--jobs", "0"], "--jobs: 0: give a whole number above 0"),
+        (["--results", __file__], f"--results {__file__}: is no folder"),
+        (["--runs", __file__], f"--runs {__file__}: is no folder"),
+        (["nosuch"], "nosuch: no such part; take one of once, best"),
+    ],
+)
+def test_what_a_study_refuses(words, said, tmp_path, capsys):
+    """Before anything is run or written."""
+    with pytest.raises(SystemExit) as ended:
+        survey.main(words if "--results" in words else [*words, "--results", str(tmp_path)])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_gates_are_counted(capsys):
     """A gate is missed below its least or above its most, and not at either."""
     rows = [("a", 0.5, 0.5, None), ("b", 0.4, 0.5, None), ("c", 2.0, None, 2), ("d", 3, None, 2)]
