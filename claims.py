@@ -494,6 +494,24 @@ def variance_against_nash_md(games, generator):
 
 
 @each_game(
+    "F.3",
+    "DPO, pairs of any law mu: grad = -2 tau mu (p(y > mu) - sum mu(y') sigmoid(tau h))",
+    "<=",
+    1e-11,
+)
+def dpo_gradient_of_any_pairs(g):
+    def data_law(log_pi, log_ref, beta):
+        return g.mu
+
+    offline = SimpleNamespace(PAIR=ipo_md.PAIR, loss=dpo.loss)
+    mu = g.mu.exp()
+    # Of the pairs y, y' = y', y the pulls cancel: their sum is 0, so that on the logits they are
+    # what they are on log pi.
+    pull = mu * ((g.p - bandit.bradley_terry(g.tau * (g.pi - g.ref))) @ mu)
+    return apart(exact(offline, g, law=data_law), -2 * g.tau * pull)
+
+
+@each_game(
     "F.5",
     "online DPO's gradient at Nash = -2 tau pi (p(y > pi) - sum pi(y') sigmoid(...))",
     "<=",
@@ -778,6 +796,7 @@ CLAIMS = (
     contrast_lowers_variance,
     variance_of_two_actions,
     variance_against_nash_md,
+    dpo_gradient_of_any_pairs,
     dpo_gradient_at_nash,
     dpo_leaves_nash,
     dpo_leaves_nash_of_two,
