@@ -398,7 +398,7 @@ def test_the_rungs_between(whole, capsys, monkeypatch):
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
-    counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 6)
+    counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 12)
     counted += (survey, 5), (lengthening, 1)
     for study, rows in (*counted, (same_tau, 4)):
         assert run(study, whole) == 0, capsys.readouterr().err
