@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -638,3 +639,13 @@ def test_the_study_goes_on_and_prints(tmp_path, capsys):
     for line in lines:
         assert line["looks"][0]["step"] == 0 and "unseen_accuracy" in line["looks"][-1]
     assert study.main(["--results", str(results)]) == 2
+
+
+def test_the_committed_table_is_the_documented_one(capsys):
+    """docs/your_data.md holds what `python -m studies.judge --from-results` prints, each line."""
+    root = Path(study.__file__).parent.parent
+    given = ["--from-results", "--results", str(root / "results" / "judge.jsonl")]
+    assert study.main(given) == 0
+    page = (root / "docs" / "your_data.md").read_text(encoding="utf-8")
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) > 5 and not [line for line in shown if line not in page]
