@@ -569,18 +569,19 @@ def test_the_committed_table_is_the_documented_one(capsys, monkeypatch):
 
 
 def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
-    """So do the pages of the survey, of the paper's taus, of the rungs and of what is planned, each
-    line."""
+    """So do the pages of the survey, of the paper's taus, of the rungs, of who can be exploited and
+    of what is planned, each line."""
     monkeypatch.setattr(runs, "NAMES", ALL)
     monkeypatch.setattr(job.versions, "version", VERSION)
     monkeypatch.setattr(runs, "plot", lambda *_: None)
     monkeypatch.setattr(job.report, "plot", lambda *_: None)
     folder = Path(__file__).resolve().parent.parent / "results"
     pages = ((survey, "survey"), (paper_scale, "paper_scale"))
-    pages += ((same_tau, "README"), (cells, "README"))
+    pages += ((same_tau, "README"), (cells, "README"), (exploitability, "README"))
     for study, page in (*pages, (rungs, "equilibrium"), (longer, "equilibrium")):
         text = (folder / f"{page}.md").read_text(encoding="utf-8")
-        parts = {same_tau: ["enumerated"], survey: ["once"]}.get(study, [])
+        parts = {same_tau: ["enumerated"], survey: ["once"], exploitability: ["one_tau"]}
+        parts = parts.get(study, [])
         if study is not cells:  # which runs nothing
             parts.append("--from-results")
         assert study.main([*parts, "--results", str(folder)]) == 0
