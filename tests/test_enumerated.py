@@ -256,6 +256,7 @@ def test_the_noise_of_crossed_samples(w, method):
     assert crossed < paired / 4
 
 
+@pytest.mark.slow
 def test_sampled_training_approaches_the_equilibrium(w):
     """150 steps of online IPO on 64 pairs a prompt from the real sampler: at most 0.15 in total
     variation is left of 0.21.

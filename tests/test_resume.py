@@ -133,7 +133,8 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "step", [0, pytest.param(3, marks=SLOW), 4, pytest.param(17, marks=SLOW), 29]
+    "step",
+    [0, pytest.param(3, marks=SLOW), pytest.param(4, marks=SLOW), pytest.param(17, marks=SLOW), 29],
 )
 def test_killed_in_a_step(whole, started, monkeypatch, step):
     """SIGKILL between a step's draw and its update: before the first checkpoint, around one, and in
@@ -171,7 +172,7 @@ def test_killed_while_it_writes(whole, started, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncated", pytest.param("missing", marks=SLOW), "state", pytest.param("pickle", marks=SLOW)],
+    ["truncated", *(pytest.param(how, marks=SLOW) for how in ("missing", "state", "pickle"))],
 )
 def test_a_damaged_newest_checkpoint(whole, started, capsys, damage, tmp_path):
     """A warning, the one before is used, and the end is the same.
