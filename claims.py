@@ -164,6 +164,16 @@ def exact(method, g, log_pi=None, beta=0.0, law=mixture):
     return gradient(method, log_pi, g.ref, g.p, g.tau, beta, law)
 
 
+def drawn_from(mu):
+    """The law of pairs that somebody else drew, in mixture's place: mu, whatever the policy."""
+    return lambda log_pi, log_ref, beta: mu
+
+
+def mixed_with(mu):
+    """The mixture with mu in the reference's place."""
+    return lambda log_pi, log_ref, beta: mixture(log_pi, mu, beta)
+
+
 def stillness(method, g, log_pi, beta=0.0, law=mixture):
     """How far log_pi is from stationary: the largest entry of gradient/pi.
 
@@ -339,10 +349,8 @@ def mixture_is_nash_at_another_tau(g):
 
 @each_game("Offline IPO", "gradient at pi_ref exp(p(. > mu)/tau), mu the data's law", "<=", 1e-11)
 def offline_point_is_stationary(g):
-    def data_law(log_pi, log_ref, beta):
-        return g.mu  # IPO-MD on pairs of this law is offline IPO
-
-    return stillness(ipo_md, g, respond(g.p, g.ref, g.tau, g.mu), law=data_law)
+    # IPO-MD on pairs of this law is offline IPO.
+    return stillness(ipo_md, g, respond(g.p, g.ref, g.tau, g.mu), law=drawn_from(g.mu))
 
 
 @each_game("Offline IPO", "so it depends on mu: TV to Nash", "median >=", 1e-3)
@@ -371,16 +379,10 @@ def offline_example(games, generator):
     1e-11,
 )
 def behaviour_mixture_is_between(g):
-    def data_law(log_pi, log_ref, beta):
-        return g.mu
-
-    def behaviour_law(log_pi, log_ref, beta):
-        return mixture(log_pi, g.mu, beta)
-
-    online, offline = exact(ipo, g), exact(ipo_md, g, law=data_law)
+    online, offline = exact(ipo, g), exact(ipo_md, g, law=drawn_from(g.mu))
     return [
-        apart(exact(ipo_md, g, beta=0.0, law=behaviour_law), online),
-        apart(exact(ipo_md, g, beta=1.0, law=behaviour_law), offline),
+        apart(exact(ipo_md, g, beta=0.0, law=mixed_with(g.mu)), online),
+        apart(exact(ipo_md, g, beta=1.0, law=mixed_with(g.mu)), offline),
     ]
 
 
@@ -391,13 +393,10 @@ def behaviour_mixture_is_between(g):
     1e-9,
 )
 def behaviour_point_is_stationary(g):
-    def behaviour_law(log_pi, log_ref, beta):
-        return mixture(log_pi, g.mu, beta)
-
     # Nash with the behaviour policy in the reference: the law that the pairs of the point are from.
     law = fixed_point(g.p, mixture(g.ref, g.mu, g.beta), g.tau / (1 - g.beta))
     point = respond(g.p, g.ref, g.tau, law)
-    return stillness(ipo_md, g, point, g.beta, behaviour_law)
+    return stillness(ipo_md, g, point, g.beta, mixed_with(g.mu))
 
 
 @each_game(
@@ -411,9 +410,6 @@ def missing_actions_are_free(g):
     unseen = len(g.mu) - 2
     mu = torch.cat([g.mu[:2].log_softmax(0), torch.full((unseen,), -math.inf)])
 
-    def data_law(log_pi, log_ref, beta):
-        return mu
-
     still = []
     for method in (dpo, ipo):
         # target_gap is where a pair's loss has no slope; both responses come from the data.
@@ -423,7 +419,7 @@ def missing_actions_are_free(g):
         for free in (0.0, 3.0):
             ratio = torch.tensor([h, 0.0] + [free] * unseen, dtype=torch.float64)
             policy = (g.ref + ratio).log_softmax(0)
-            still.append(exact(offline, g, policy, law=data_law).abs().max())
+            still.append(exact(offline, g, policy, law=drawn_from(mu)).abs().max())
     return still
 
 
@@ -500,15 +496,12 @@ def variance_against_nash_md(games, generator):
     1e-11,
 )
 def dpo_gradient_of_any_pairs(g):
-    def data_law(log_pi, log_ref, beta):
-        return g.mu
-
     offline = SimpleNamespace(PAIR=ipo_md.PAIR, loss=dpo.loss)
     mu = g.mu.exp()
     # Of the pairs y, y' = y', y the pulls cancel: their sum is 0, so that on the logits they are
     # what they are on log pi.
     pull = mu * ((g.p - bandit.bradley_terry(g.tau * (g.pi - g.ref))) @ mu)
-    return apart(exact(offline, g, law=data_law), -2 * g.tau * pull)
+    return apart(exact(offline, g, law=drawn_from(g.mu)), -2 * g.tau * pull)
 
 
 @each_game(

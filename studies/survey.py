@@ -145,9 +145,11 @@ def meet(todo):
         answers = []
         for model, place in zip(players, places, strict=True):
             answers.append(tournament.answer(model, task, prompt, "test", step, place))
-        for name, judge in (("win_rate", task.judge), ("learned", learned)):
-            rows = [judge(prompt, answers[0], other).double() for other in answers[1:]]
-            wins[name].append(torch.stack(rows, 1))
+        own, *read = [learned.read(prompt, answer) for answer in answers]  # each once
+        won = [task.judge(prompt, answers[0], other).double() for other in answers[1:]]
+        wins["win_rate"].append(torch.stack(won, 1))
+        won = [torch.sigmoid(learned.compare_vectors(own, other)).double() for other in read]
+        wins["learned"].append(torch.stack(won, 1))
         log_ratios.append(evaluate.log_ratio(policy, start, prompt, answers[0]).double())
         kept += answers[0].lists()
     line = runs.line_of(todo)

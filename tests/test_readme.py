@@ -4,13 +4,14 @@ What they name exists, their commands are understood, and the quick ones run. Re
 an option that a page names fails here. docs/map.md has a file of its own (test_map.py).
 """
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from test_map import anchors, defined
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,20 +24,6 @@ def rows(name, title):
     text = TEXTS[ROOT / name].split(f"## {title}", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [list(map(str.strip, line.strip().strip("|").split(" | "))) for line in lines][2:]
-
-
-def defined(path):
-    """Functions, classes and top-level names of a file, also those it has from a sibling: IPO-MD's
-    loss is IPO's."""
-    body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
-    names = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    for node in body:
-        if isinstance(node, ast.ImportFrom):
-            names |= {alias.name for alias in node.names}
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    return names | {
-        name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
-    }
 
 
 def commands():
@@ -81,11 +68,6 @@ def test_every_file_function_and_test_it_names_exists():
     assert not [path for path in files if not (ROOT / path).is_file()]
 
 
-def slug(heading):
-    """The anchor of a heading, as it is shown by the usual hosts."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
 def test_every_link_leads_somewhere():
     followed = 0
     for page, text in TEXTS.items():
@@ -96,8 +78,8 @@ def test_every_link_leads_somewhere():
             there = (page.parent / name).resolve() if name else page
             assert there.exists(), f"{page.name}: {target}"
             if anchor:
-                headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
-                assert anchor in map(slug, headings), f"{page.name}: {target}"
+                known = anchors(there.read_text(encoding="utf-8"))
+                assert anchor in known, f"{page.name}: {target}"
             followed += 1
     assert followed > 50
 
