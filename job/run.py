@@ -266,9 +266,7 @@ def existing_run(options, data_hash):
         raise ValueError(f"--out {out}: holds a different run ({what}); give another --out")
     if os.path.exists(os.path.join(out, "summary.json")):
         summary = finished(out)
-        if os.path.exists(os.path.join(out, LOCK)):  # a kill behind the last line left it
-            with locked(os.path.join(out, LOCK)):  # and it goes when the block is left
-                pass
+        remove_left(os.path.join(out, LOCK))
         return config, summary
     if checkpoints(out) and not options.resume:
         raise ValueError(
@@ -340,6 +338,16 @@ def restore(options, policy, optimizer, copies, state):
         print(f"resumed at step {found['step']} from {path}")
         return found
     return state
+
+
+def remove_left(path):
+    """Removes a lock file that a run left which was killed behind its last line.
+
+    Through the lock, which goes when its block is left: who holds it meanwhile is waited for.
+    """
+    if os.path.exists(path):
+        with locked(path):
+            pass
 
 
 @contextlib.contextmanager

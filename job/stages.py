@@ -21,7 +21,7 @@ import preference_model
 from files import read_object
 from job import folder, parallel, progress, recorded, report
 from job.options import precision
-from job.run import locked, write_json
+from job.run import locked, remove_left, write_json
 from job.versions import RECORDED, VERSIONS
 
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
@@ -52,9 +52,8 @@ def keep_or_make(stages, name, key, make, write, load):
     def is_kept_already():
         """Before the lock: a run that was killed behind the last line of the making left one."""
         kept = is_kept(path)
-        if kept and os.path.exists(f"{path}.lock"):
-            with locked(f"{path}.lock"):  # and that goes when the block is left
-                pass
+        if kept:
+            remove_left(f"{path}.lock")
         return kept
 
     found = parallel.from_first(is_kept_already)
