@@ -4,6 +4,8 @@ The residual of eq 12 (eq 13 for mixtures) is a regression within prompts: at th
 tau log pi/pi_ref and p(y > pi) differ by a constant of the prompt, so the slopes both ways and R2
 are 1. The lower bound of exploitability is what some law over the drawn responses gains, chosen by
 one half of the opponents and judged by the other. THEORY.md, sections 22 and 23, derives both.
+Trap: among its own responses a policy that has lost most of what it could say looks as if it had
+arrived. The reference's responses show it: at the equilibrium the same holds among them.
 Left out: how exploitable a policy is by what training reaches; the bound is of any law.
 Run: python -m studies.equilibrium POLICY REFERENCE --tau T
 
@@ -39,6 +41,7 @@ def measure(
     seed=0,
     chunk=8,
     share=data.everything,
+    drawn_from="policy",
 ):
     """Draws responses and opponents to the prompts of a split, and asks for every preference.
 
@@ -60,13 +63,16 @@ def measure(
         prompts at a time, the memory's bound. The draws depend on it: a step of the generators.
     share:
         share(prompts) is a slice of a chunk's prompts: only their rows are wanted.
+    drawn_from:
+        whose responses y are, "policy" or "reference". Opponents are the policy's all the same.
 
     Returns [P, 4], float64: a prompt's COLUMNS, for summarise.
     """
     count = min(count, task.most(split))
     # Who draws each response of a prompt, as the reference's weight: N responses, then both sets.
     # Opponents must not be the responses: each would meet itself, at p = 1/2.
-    weights = (0.0,) * responses + (beta,) * (2 * opponents)
+    own = dict(policy=0.0, reference=1.0)[drawn_from]
+    weights = (own,) * responses + (beta,) * (2 * opponents)
     if beta:  # exploitability is about pi as the opponent, never about the mixture
         weights += (0.0,) * (2 * opponents)
     rows = []
@@ -79,7 +85,7 @@ def measure(
             continue
         prompt = prompt.rows(mine).to(policy.device)
         laws = sample(policy, reference, prompt, weights, drawn[:, :, mine], responses, opponents)
-        rows.append(of_prompts(policy, reference, preference, tau, prompt, *laws))
+        rows.append(of_prompts(policy, reference, preference, tau, drawn_from, prompt, *laws))
     return torch.cat(rows) if rows else torch.zeros(0, len(COLUMNS), dtype=torch.float64)
 
 
@@ -98,19 +104,29 @@ def sample(policy, reference, prompt, weights, drawn, responses, opponents):
     return [Tokens(*both) for both in zip(ids.split(sizes), mask.split(sizes), strict=True)]
 
 
-def of_prompts(policy, reference, preference, tau, prompt, y, *opponents):
+def of_prompts(policy, reference, preference, tau, drawn_from, prompt, y, *opponents):
     """The COLUMNS of some prompts, [B, 4].
 
     opponents:
         two sets from the law of eq 12 or 13, then, where that is a mixture, two of the policy.
     """
-    asked = prompt.repeat(len(y.ids) // len(prompt.ids))
-    # Exact, but for float rounding: all noise of the regression is in the preferences.
-    log_ratio = evaluate.log_ratio(policy, reference, asked, y).double().cpu()
-    log_ratio = log_ratio.view(-1, len(prompt.ids)).T
+
+    def log_ratios(response):
+        # Exact, but for float rounding: all noise of the regression is in the preferences.
+        asked = prompt.repeat(len(response.ids) // len(prompt.ids))
+        log_ratio = evaluate.log_ratio(policy, reference, asked, response).double().cpu()
+        return log_ratio.view(-1, len(prompt.ids)).T
+
+    log_ratio = log_ratios(y)
     measured = [win_rates(preference, prompt, y, rivals) for rivals in opponents]
     residual = moments(*measured[:2], log_ratio, tau)
-    bound = gap_bound(*measured[-2:], log_ratio, tau)
+    if drawn_from == "policy":
+        bound = gap_bound(*measured[-2:], log_ratio, tau)
+    else:
+        # Of the reference's own draws d in the law's weight is 0; what the policy itself has of KL
+        # is told by draws of the policy.
+        bound = gap_bound(*measured[-2:], torch.zeros_like(log_ratio), tau)
+        bound = bound + 2 * tau * log_ratios(opponents[-1]).mean(1)
     return torch.cat([residual, bound[:, None]], 1)
 
 
@@ -193,7 +209,8 @@ def gap_bound(first, second, log_ratio, tau):
     first, second:
         [P, N] estimates of p(y > pi) from two disjoint sets of opponents.
     log_ratio:
-        [P, N] d(y) = log pi(y)/pi_ref(y) of draws from pi, nats.
+        [P, N] log mu(y)/pi_ref(y) of draws from mu, nats: d(y) of draws from pi. Of draws from
+        pi_ref it is 0, and 2 tau KL(pi, pi_ref) is to be added.
     tau:
         above 0.
 

@@ -7,6 +7,8 @@
 At the equilibrium of eq 12 (of eq 13, with --beta) the first three are 1, under the preference that
 the policy was trained on: for a run with a learned model, --judge its folder. At eq 12 the fourth
 is 0 or, for want of responses and opponents, below; the point of eq 13 has a gap of its own.
+Each is told of the policy's own responses and of the reference's: a policy that has lost most of
+what the reference says may pass by its own. The greater of the two bounds counts.
 Left out: how exploitable a policy is by what training reaches.
 Run: python -m studies.equilibrium POLICY REFERENCE --tau 0.1
      (policy or run folders; about a minute for the built-in task)
@@ -45,23 +47,27 @@ def parse(argv):
 
 
 def measure(options):
-    """equilibrium.summarise's numbers of what a command line names."""
+    """equilibrium.summarise's numbers of what a command line names, {whose responses: numbers}."""
     if options.responses < 2:
         raise ValueError(f"--responses {options.responses}: give at least 2")
     policy, reference, task, judge, _ = evaluate.open_both(options)
-    rows = equilibrium.measure(
-        policy,
-        reference,
-        judge,
-        task,
-        options.tau,
-        options.beta,
-        count=options.count,
-        responses=options.responses,
-        opponents=options.opponents,
-        seed=options.seed,
-    )
-    return equilibrium.summarise(rows)
+    found = {}
+    for drawn_from in ("policy", "reference"):
+        rows = equilibrium.measure(
+            policy,
+            reference,
+            judge,
+            task,
+            options.tau,
+            options.beta,
+            count=options.count,
+            responses=options.responses,
+            opponents=options.opponents,
+            seed=options.seed,
+            drawn_from=drawn_from,
+        )
+        found[drawn_from] = equilibrium.summarise(rows)
+    return found
 
 
 def main(argv=None):
@@ -72,9 +78,11 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"studies.equilibrium: error: {policies.first_line(error)}", file=sys.stderr)
         return 2
+    print(f"{'responses of':14s} " + "".join(f"{whose:18s}" for whose in numbers).rstrip())
     for name in ("slope", "slope_back", "r2", "exploitability"):
-        print(f"{name:14s} {numbers[name]:.3f} ({numbers[f'{name}_se']:.3f})")
-    print(f"{'prompts':14s} {numbers['prompts']}")
+        cells = [f"{own[name]:.3f} ({own[f'{name}_se']:.3f})" for own in numbers.values()]
+        print(f"{name:14s} " + "".join(f"{cell:18s}" for cell in cells).rstrip())
+    print(f"{'prompts':14s} {numbers['policy']['prompts']}")
     return 0
 
 

@@ -1,11 +1,11 @@
 """Does the built-in task's policy arrive at the equilibrium, given more steps or more pairs?
 
-Online IPO and Nash-MD-PG (beta 0) at one tau, by total steps and prompts a step, one seed each; of
-every checkpoint the residual of eq 12 under the learned preference model, which is what was trained
-on (equilibrium.py): at the equilibrium both slopes and R2 are 1. The rate falls to 0 over each
-run's own steps, so a long run's early checkpoints are no short runs.
+Online IPO and Nash-MD-PG (beta 0) at one tau, by total steps, prompts a step and rate, one seed
+each; of every checkpoint the residual of eq 12 under the learned preference model, which is what
+was trained on (studies/residuals.py): at the equilibrium slopes and R2 are 1. The rate falls to 0
+over each run's own steps, so a long run's early checkpoints are no short runs.
 Left out: other taus, more seeds; see studies.rungs for the rung where the point is known.
-Run: python -m studies.longer                   (45 min on 2 cores; results/longer.png)
+Run: python -m studies.longer                   (1 h on 2 cores; results/longer.png)
      python -m studies.longer --from-results    (the table and picture from the lines alone)
 """
 
@@ -18,25 +18,25 @@ import job  # before torch: it sets how torch's threads wait
 import torch
 
 import data
-import equilibrium
 import job.folder
+import job.options
 import preference_model
-from studies import runs
+from studies import residuals, runs
 
 TAU = 0.1
-# loss, steps, prompts a step
+# loss, steps, prompts a step, rate: None for the method's own (studies/rates.py)
 CELLS = (
-    ("ipo", 300, 32),
-    ("nash_md", 300, 32),
-    ("ipo", 1000, 32),
-    ("nash_md", 1000, 32),
-    ("ipo", 300, 128),
-    ("ipo", 3000, 32),
+    ("ipo", 300, 32, None),
+    ("nash_md", 300, 32, None),
+    ("ipo", 1000, 32, None),
+    ("nash_md", 1000, 32, None),
+    ("ipo", 300, 128, None),
+    ("ipo", 3000, 32, None),
 )
 PROMPTS = 40  # validation prompts of a residual
 
 
-def cell(study, loss, steps, pairs):
+def cell(study, loss, steps, pairs, rate):
     """A run to do."""
     if study.scale != "full":
         steps = study.steps
@@ -45,8 +45,12 @@ def cell(study, loss, steps, pairs):
     argv += study.stages
     if runs.samples_mixture(loss):
         argv += ["--beta", "0"]
+    name = f"rung: {loss} {steps} steps of {pairs}"
+    if rate is not None:
+        argv += ["--lr", str(rate)]
+        name += f" rate {rate:g}"
     return dict(
-        name=f"rung: {loss} {steps} steps of {pairs}",
+        name=name,
         loss=loss,
         tau=TAU,
         steps=steps,
@@ -74,39 +78,38 @@ def run_to_residuals(todo):
         name = os.path.relpath(path, there["folder"])
         policy = runs.load_policy(there, name)
         count = min(PROMPTS, there["prompts"])
-        rows = equilibrium.measure(
-            policy, start, learned, task, todo["tau"], split="validation", count=count
-        )
         pair = dict(name=name, a=name, b="SFT", split="validation", where=there)
-        point = runs.compare(pair) | equilibrium.summarise(rows)
+        given = policy, start, learned, task, todo["tau"]
+        size = dict(split="validation", count=count)
+        point = runs.compare(pair) | residuals.measure(*given, **size)
         line["points"].append(dict(point, step=int(path[-6:])))
     return line
 
 
-def residual(point, name):
-    """A number with its standard error, as text."""
-    return f"{point[name]:.2f} ({point[f'{name}_se']:.2f})"
+def rate_of(line):
+    """The learning rate of a line's run at its peak."""
+    argv = line["argv"]
+    if "--lr" in argv:
+        return float(argv[argv.index("--lr") + 1])
+    return job.options.find_method(line["loss"]).RATE
 
 
 def longer(study):
     """The table of all ends, and the picture over the steps."""
     lines = runs.gather(study, run_to_residuals, cells(study))
-    names = ("slope", "slope_back", "r2", "exploitability")
-    print(
-        "| method | steps | prompts a step | win rate | KL | p on tau d | tau d on p | R2 ", end=""
-    )
-    print("| exploitable by at least |")
-    print("|---" * 9 + "|")
-    panels = []
+    print(f"| method | rate | steps | prompts a step | win rate | KL | {residuals.HEAD} |")
+    print("|---" * (6 + residuals.COLUMNS) + "|")
     for line in lines:
         end = line["points"][-1]
-        print(f"| {runs.NAMES[line['loss']]} | {line['steps']} | {line['pairs']} ", end="")
-        print(f"| {end['win_rate']:.3f} | {end['kl']:.2f} ", end="")
-        print("| " + " | ".join(residual(end, name) for name in names) + " |")
+        print(f"| {runs.NAMES[line['loss']]} | {rate_of(line):g} | {line['steps']} ", end="")
+        print(f"| {line['pairs']} | {end['win_rate']:.3f} | {end['kl']:.2f} ", end="")
+        print(f"| {residuals.cells(end)} |")
+    panels = []
     for name, title in (("slope_back", "slope of tau d on p"), ("r2", "R2")):
         series = {}
         for line in lines:
             label = f"{runs.NAMES[line['loss']]}, {line['steps']} steps of {line['pairs']}"
+            label += f", rate {rate_of(line):g}"
             steps = runs.column(line["points"], "step")
             series[label] = steps, runs.column(line["points"], name)
         panels.append((f"{title}, tau {TAU:g}", "step", "", series))

@@ -3,9 +3,13 @@
 The task of summaries.py cut down and grown again: facts a post, tokens a response, prompts in all.
 The real job, train.py, runs on files of such posts, and the panel itself is asked (studies/
 panel_of_texts.py): no preference model's errors stand between. Every checkpoint's residual of eq 12
-is taken on 20 of the prompts it was trained on. One tau, one seed.
-Left out: the solved point, which is not known here; held-out prompts.
-Run: python -m studies.middle                   (25 min on 2 cores)
+(eq 13 where beta is above 0) is taken on 20 of the prompts it was trained on, among its own and
+among the start's responses. One tau, one seed; the rate is the method's own (studies/rates.py, for
+the built-in task) or lower.
+Where the start's own draws hold nearly all of its probability, the game among them is solved for
+some prompts, and the policy's total variation from that point is told beside the start's.
+Left out: the solved point of longer responses, which is not known; held-out prompts.
+Run: python -m studies.middle                   (1 h on 2 cores)
      python -m studies.middle --from-results    (the table from the lines of results/ alone)
 """
 
@@ -18,6 +22,7 @@ import job  # before torch: it sets how torch's threads wait
 # isort: split
 import torch
 
+import bandit
 import data
 import equilibrium
 import job.folder
@@ -25,29 +30,41 @@ import job.judged
 import job.options
 import job.stages
 import policy as policies
+import sampler
 import summaries
-from studies import longer, runs
+from studies import residuals, runs
 
 TAU = 0.1
 # Facts a post, tokens a response at most, prompts to align on, in all.
 SMALL, MIDDLE, LARGE = (1, 4, 100), (2, 8, 100), (6, 32, 100)
-# size, loss, steps of PAIRS pairs: the short runs of all sizes first.
+# size, loss, beta, rate, steps of PAIRS pairs: the short runs of all sizes first.
 CELLS = (
-    (SMALL, "ipo", 300),
-    (MIDDLE, "ipo", 300),
-    (LARGE, "ipo", 300),
-    (SMALL, "ipo", 1000),
-    (MIDDLE, "ipo", 1000),
-    (LARGE, "ipo", 1000),
-    (SMALL, "nash_md", 1000),
-    (MIDDLE, "nash_md", 1000),
-    (SMALL, "ipo", 3000),
-    (MIDDLE, "ipo", 3000),
+    (SMALL, "ipo", 0.0, 2e-3, 1000),
+    (SMALL, "ipo", 0.0, 5e-4, 1000),
+    (MIDDLE, "ipo", 0.0, 2e-3, 1000),
+    (MIDDLE, "ipo", 0.0, 5e-4, 1000),
+    (MIDDLE, "ipo_group", 0.0, 5e-4, 1000),
+    (LARGE, "ipo", 0.0, 2e-3, 1000),
+    (LARGE, "ipo", 0.0, 5e-4, 1000),
+    (LARGE, "ipo_group", 0.0, 5e-4, 1000),
+    (SMALL, "nash_md", 0.0, 5e-4, 1000),
+    (SMALL, "ipo", 0.0, 5e-4, 3000),
+    (SMALL, "ipo_md", 0.125, 5e-4, 3000),
+    (SMALL, "nash_md", 0.0, 5e-4, 3000),
+    (MIDDLE, "ipo", 0.0, 5e-4, 3000),
+    (MIDDLE, "ipo_md", 0.125, 5e-4, 3000),
+    (MIDDLE, "nash_md", 0.0, 5e-4, 3000),
+    (LARGE, "ipo", 0.0, 5e-4, 3000),
+    (LARGE, "ipo_group", 0.0, 5e-4, 3000),
 )
 PAIRS = 32
+GROUP = 8  # samples of a prompt, if all are compared with each other
 DEMOS = 4000
 PANEL = os.path.join(os.path.dirname(__file__), "panel_of_texts.py")
 PROMPTS = 20  # of a residual
+SOLVED = 6  # prompts whose game is solved
+DRAWS = 2000  # of the start, to a prompt: those that differ are the game's actions
+SHARE = 0.8  # of the start's probability, that these must have for the game to stand for the whole
 
 
 def write_records(path, records):
@@ -86,7 +103,7 @@ def write_files(folder, facts, prompts):
         summaries.tokenizer().save_pretrained(tokenizer)
 
 
-def cell(study, size, loss, steps):
+def cell(study, size, loss, beta, rate, steps):
     """A run to do."""
     facts, tokens, prompts = size
     if study.scale != "full":
@@ -95,15 +112,19 @@ def cell(study, size, loss, steps):
     argv = files_of(folder)
     argv += ["--max-response-tokens", str(tokens), "--max-prompt-tokens", "64"]
     argv += ["--supervised-steps", "900", *study.stages, "--loss", loss, "--tau", str(TAU)]
-    argv += ["--steps", str(steps), "--batch-size", str(PAIRS), "--eval-prompts", "10"]
-    argv += ["--save-every", str(max(1, steps // 2)), "--keep", "99"]
+    argv += ["--lr", str(rate), "--steps", str(steps)]
+    if loss == "ipo_group":  # as many samples a step, compared each with all of its prompt
+        argv += ["--batch-size", str(2 * PAIRS // GROUP), "--responses", str(GROUP)]
+    else:
+        argv += ["--batch-size", str(PAIRS)]
+    argv += ["--eval-prompts", "10", "--save-every", str(max(1, steps // 4)), "--keep", "99"]
     if runs.samples_mixture(loss):
-        argv += ["--beta", "0"]
+        argv += ["--beta", str(beta)]
     name = f"middle: {facts} facts {tokens} tokens {prompts} prompts "
-    name += f"{loss} {steps} steps"
-    said = dict(facts=facts, tokens=tokens, prompts=prompts, loss=loss, steps=steps)
+    name += f"{loss} beta {beta:g} rate {rate:g} {steps} steps"
+    said = dict(facts=facts, tokens=tokens, prompts=prompts, loss=loss, beta=beta, rate=rate)
     where = dict(runs.where(study, PROMPTS), files=folder)
-    return dict(name=name, **said, tau=TAU, argv=argv, where=where)
+    return dict(name=name, **said, steps=steps, tau=TAU, argv=argv, where=where)
 
 
 def cells(study):
@@ -111,17 +132,22 @@ def cells(study):
     return [cell(study, *which) for which in CELLS]
 
 
-def run_to_residuals(todo):
-    """Runs a cell. Returns its line: of every checkpoint the residual of eq 12 on training prompts,
-    and their number."""
-    there = todo["where"]
-    write_files(there["files"], todo["facts"], todo["prompts"])
-    out, seconds = runs.run_by_train(todo, runs.folder_of(todo["name"]))
-    stages = os.path.join(there["folder"], "stages")
+def opened(todo):
+    """What a cell's run was trained on: (task, start, panel)."""
+    stages = os.path.join(todo["where"]["folder"], "stages")
     options = job.options.parse([*todo["argv"], "--stages", stages, "--device", "cpu"])
     task, start, data_hash = data.open_task(options)
     reference, _ = job.stages.supervised(options, task, start, data_hash)
-    panel = job.judged.asked_file(options, task.tokenizer)
+    return task, reference, job.judged.asked_file(options, task.tokenizer)
+
+
+def run_to_residuals(todo):
+    """Runs a cell. Returns its line: of every checkpoint the residual of eq 12 or 13 on training
+    prompts, their number, and how far the last one is from the solved point."""
+    there = todo["where"]
+    write_files(there["files"], todo["facts"], todo["prompts"])
+    out, seconds = runs.run_by_train(todo, runs.folder_of(todo["name"]))
+    task, reference, panel = opened(todo)
     line = runs.line_of(todo)
     del line["argv"]  # it names files of this machine
     line["trained_on"] = task.most("align")
@@ -129,25 +155,107 @@ def run_to_residuals(todo):
     line["points"] = []
     for path in job.folder.checkpoints(out):
         policy = policies.load(path)[0]
-        rows = equilibrium.measure(
-            policy, reference, panel, task, TAU, split="align", count=there["prompts"]
-        )
-        line["points"].append(dict(equilibrium.summarise(rows), step=int(path[-6:])))
+        given = policy, reference, panel, task, TAU, todo["beta"]
+        size = dict(split="align", count=there["prompts"])
+        line["points"].append(dict(residuals.measure(*given, **size), step=int(path[-6:])))
+    if todo["beta"] == 0:  # the sampler's per-token mixture is not one of whole responses
+        line |= from_solved(policy, reference, panel, task)
     return line
 
 
+def start_cells(study):
+    """The start of every size, each with the options of a cell of its size."""
+    found = {}
+    for todo in cells(study):
+        name = f"middle, the start: {todo['facts']} facts {todo['tokens']} tokens"
+        found.setdefault(name, dict(todo, name=name))
+    return list(found.values())
+
+
+def measure_start(todo):
+    """The line of a start: how exploitable it is."""
+    there = todo["where"]
+    write_files(there["files"], todo["facts"], todo["prompts"])
+    task, reference, panel = opened(todo)
+    given = reference, reference, panel, task, TAU, 0.0, "align", there["prompts"]
+    numbers = equilibrium.summarise(equilibrium.measure(*given))
+    line = {key: todo[key] for key in ("name", "facts", "tokens", "prompts", "tau")}
+    names = ("exploitability", "exploitability_se")
+    return line | {name: numbers[name] for name in names}
+
+
+# ---- the solved point, where the start's own draws are nearly all that it can say ----
+
+
+@torch.no_grad()
+def actions(reference, task, prompt):
+    """The different ones among DRAWS responses of the start to one prompt, Tokens."""
+    drawn = data.uniforms(data.generator(0, "solved", 0), task.max_response, DRAWS, 1)
+    given = (0.0,) * DRAWS, None, task.max_response, drawn.flatten(1)
+    ids, mask, _ = sampler.sample(reference, None, prompt, *given)
+    first = {}
+    for row in range(DRAWS):
+        first.setdefault(tuple(ids[row][mask[row].bool()].tolist()), row)
+    rows = torch.tensor(list(first.values()))
+    return policies.Tokens(ids[rows], mask[rows])
+
+
+@torch.no_grad()
+def from_solved(policy, reference, panel, task):
+    """The total variation of a policy from the solved point among the start's own responses.
+
+    Returns {} where these have less than SHARE of the start's probability in some prompt, else
+    a dict of means over SOLVED training prompts:
+
+    away, away_start:
+        of the policy and of the start, each conditioned on these responses, in [0, 1].
+    share, share_start:
+        how much of the policy's and the start's probability these responses have.
+    """
+    rows = []
+    prompts = task.prompts("align", 0, SOLVED)
+    for number in range(SOLVED):
+        prompt = prompts.rows(slice(number, number + 1))
+        y = actions(reference, task, prompt)
+        count = len(y.ids)
+        asked = prompt.repeat(count)
+        log_ref = policies.log_prob(reference, asked, y).double()
+        if log_ref.exp().sum() < SHARE:
+            return {}
+        log_pi = policies.log_prob(policy, asked, y).double()
+        preferences = torch.full((count, count), 0.5, dtype=torch.float64)
+        for column in range(count - 1):  # each pair once: exchanged it has one minus its p
+            below = slice(column + 1, count)
+            one, rival = asked.rows(below), y.rows(slice(column, column + 1))
+            p = panel(one, y.rows(below), rival.repeat(len(one.ids))).double()
+            preferences[below, column], preferences[column, below] = p, 1 - p
+        ref, law = log_ref.log_softmax(0), log_pi.log_softmax(0)
+        point = bandit.fixed_point(preferences, ref, TAU)
+        away = [bandit.total_variation(one, point) for one in (law, ref)]
+        rows.append(torch.stack([*away, log_pi.exp().sum(), log_ref.exp().sum()]))
+    means = torch.stack(rows).mean(0).tolist()
+    return dict(zip(("away", "away_start", "share", "share_start"), means, strict=True))
+
+
+# ---- the table ----
+
+
 def middle(study):
-    """The table of all ends."""
-    names = ("slope", "slope_back", "r2", "exploitability")
-    print("| facts, tokens, prompts | method | steps | p on tau d | tau d on p | R2 ", end="")
-    print("| exploitable by at least | seconds |")
-    print("|---" * 8 + "|")
+    """The table of all ends, and of the starts."""
+    print("| facts, tokens, prompts | method | beta | rate | steps ", end="")
+    print(f"| {residuals.HEAD} | TV (start's) | seconds |")
+    print("|---" * (7 + residuals.COLUMNS) + "|")
     for line in runs.gather(study, run_to_residuals, cells(study)):
-        end = line["points"][-1]
         print(f"| {line['facts']}, {line['tokens']}, {line['trained_on']} ", end="")
-        print(f"| {runs.NAMES[line['loss']]} | {line['steps']} ", end="")
-        print("| " + " | ".join(longer.residual(end, name) for name in names), end="")
-        print(f" | {line['seconds']:.0f} |")
+        name = runs.NAMES.get(line["loss"], f"IPO, all pairs of {GROUP}")
+        print(f"| {name} | {line['beta']:g} | {line['rate']:g} | {line['steps']} ", end="")
+        print(f"| {residuals.cells(line['points'][-1])} ", end="")
+        away = f"{line['away']:.3f} ({line['away_start']:.3f})" if "away" in line else "-"
+        print(f"| {away} | {line['seconds']:.0f} |")
+    print("\n| facts, tokens | the start is exploitable by at least |\n|---|---|")
+    for line in runs.gather(study, measure_start, start_cells(study)):
+        gap = residuals.number(line, "exploitability")
+        print(f"| {line['facts']}, {line['tokens']} | {gap} |")
 
 
 def main(argv=None):

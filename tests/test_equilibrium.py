@@ -24,7 +24,7 @@ from bandit import duality_gap, win_rate
 from enumerated import END, LIMIT, PROMPTS, RESPONSES, per_token_mixture
 from job import residual
 from preference_model import PreferenceModel
-from studies import rungs, solvers
+from studies import arrival, middle, rungs, solvers
 from test_studies import Here
 
 TAU = 0.1
@@ -72,8 +72,9 @@ def test_exact_moments_at_the_solved_points(beta):
     for seed in range(3):
         preferences, log_ref = bandit.random_game(6, torch.Generator().manual_seed(seed))
         point = bandit.fixed_point(preferences, log_ref, TAU, beta)
-        found = exact(point, log_ref, preferences, TAU, bandit.mixture(point, log_ref, beta))
-        assert (found - 1).abs().max() < 1e-9
+        given = point, log_ref, preferences, TAU, bandit.mixture(point, log_ref, beta)
+        for drawn_from in ("policy", "reference"):
+            assert (exact(*given, drawn_from) - 1).abs().max() < 1e-9
         # At another tau the equation holds but for the factor: slope 1/2, back 2.
         found = exact(point, log_ref, preferences, 2 * TAU, bandit.mixture(point, log_ref, beta))
         assert (found - torch.tensor([0.5, 2, 1], dtype=DOUBLE)).abs().max() < 1e-9
@@ -81,12 +82,38 @@ def test_exact_moments_at_the_solved_points(beta):
         assert (exact(other, log_ref, preferences, TAU, other) - 1).abs().max() > 0.1
 
 
-def exact(log_pi, log_ref, preferences, tau, opponent):
+def exact(log_pi, log_ref, preferences, tau, opponent, drawn_from="policy"):
     """slope, slope_back and r2 by enumeration, [3]; with a stack of prompts, of all together."""
     p = torch.atleast_2d(win_rate(preferences, opponent))
-    ratio, weight = torch.atleast_2d(log_pi - log_ref), torch.atleast_2d(log_pi.exp())
+    law = log_pi if drawn_from == "policy" else log_ref
+    ratio, weight = torch.atleast_2d(log_pi - log_ref), torch.atleast_2d(law.exp())
     moments = equilibrium.moments(p, p, ratio, tau, weight).mean(0)
     return equilibrium.statistics(torch.cat([moments, torch.zeros(1, dtype=DOUBLE)]))[:3]
+
+
+def test_what_a_lost_support_hides():
+    """The equilibrium among two of four actions, which left the others behind: by its own responses
+    slopes and R2 are 1 and nobody among them gains; by the reference's they are far off, and the
+    gap is there."""
+    preferences, log_ref = GAME
+    kept = torch.tensor([0, 1])
+    among = log_ref[kept].log_softmax(0)
+    log_pi = torch.full((4,), -30.0, dtype=DOUBLE)
+    log_pi[kept] = bandit.fixed_point(preferences[kept][:, kept], among, TAU)
+    log_pi = log_pi.log_softmax(0)
+    given = log_pi, log_ref, preferences, TAU, log_pi
+    assert (exact(*given) - 1).abs().max() < 1e-6
+    assert abs(exact(*given, "reference")[1] - 1) > 1
+    gap = duality_gap(log_pi, preferences, log_ref, TAU)
+    generator = torch.Generator().manual_seed(0)
+    own = estimates(log_pi, log_pi, 64, 64, 500, generator)
+    # An opponent that keeps to what the policy says gains nothing but by leaving its reference.
+    assert equilibrium.gap_bound(*own, TAU).mean() < 0.01
+    y = draws(log_ref, (500, 64, 1), generator)
+    first, second = (preferences[y, draws(log_pi, (500, 1, 64), generator)].mean(2) for _ in "AB")
+    bound = equilibrium.gap_bound(first, second, torch.zeros_like(first), TAU).mean()
+    bound = bound + 2 * TAU * bandit.kl(log_pi, log_ref)
+    assert 0.8 * gap < bound < gap and gap > 0.1
 
 
 @pytest.mark.parametrize("name", ["nash", "response", "halfway"])
@@ -123,15 +150,18 @@ def test_bound_is_below_the_gap(name, responses, opponents):
 
 
 def test_the_gap_from_draws_of_pi():
-    """(d) of THEORY.md: 2 tau (log E_pi exp(p/tau - d) + E_pi d) - 1 is the duality gap."""
+    """(d) of THEORY.md: 2 tau (log E_pi exp(p/tau - d) + E_pi d) - 1 is the duality gap; so with
+    log E_ref exp(p/tau)."""
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         preferences, log_ref = bandit.random_game(6, generator)
         log_pi = torch.randn(6, generator=generator, dtype=DOUBLE).log_softmax(0)
         ratio = log_pi - log_ref
         gain = torch.logsumexp(log_pi + win_rate(preferences, log_pi) / TAU - ratio, 0)
-        value = 2 * TAU * (gain + log_pi.exp() @ ratio) - 1
-        assert (value - duality_gap(log_pi, preferences, log_ref, TAU)).abs() < 1e-12
+        of_ref = torch.logsumexp(log_ref + win_rate(preferences, log_pi) / TAU, 0)
+        for part in (gain, of_ref):
+            value = 2 * TAU * (part + log_pi.exp() @ ratio) - 1
+            assert (value - duality_gap(log_pi, preferences, log_ref, TAU)).abs() < 1e-12
 
 
 @pytest.mark.parametrize("name", list(laws()))
@@ -245,13 +275,16 @@ def test_a_policy_at_its_equilibrium(w, model, beta):
     game = game_around(log_pi, w.log_ref, 0.03, opponent)
     assert 0 <= game.min() and game.max() <= 1
     assert (exact(log_pi, w.log_ref, game, 0.03, opponent) - 1).abs().max() < 1e-9
-    numbers = equilibrium.summarise(measured(w, policy, game, 0.03, beta, **FEW))
-    print(numbers)
-    for name in ("slope", "slope_back", "r2"):
-        error = numbers[f"{name}_se"]
-        assert error < 0.02 and abs(numbers[name] - 1) < 4 * error
     gap = torch.stack([duality_gap(log_pi[k], game[k], w.log_ref[k], 0.03) for k in range(2)])
-    assert numbers["exploitability"] + 3 * numbers["exploitability_se"] < gap.mean()
+    for drawn_from in ("policy", "reference"):
+        given = w, policy, game, 0.03, beta
+        numbers = equilibrium.summarise(measured(*given, **FEW, drawn_from=drawn_from))
+        print(drawn_from, numbers)
+        for name in ("slope", "slope_back", "r2"):
+            error = numbers[f"{name}_se"]
+            assert error < 0.02 and abs(numbers[name] - 1) < 4 * error
+        assert numbers["exploitability"] + 3 * numbers["exploitability_se"] < gap.mean()
+        assert numbers["exploitability"] > -0.06  # not far below, with 16 responses and 4 opponents
     assert beta or gap.abs().max() < 1e-9
 
 
@@ -261,14 +294,16 @@ def test_a_policy_away_from_its_equilibrium(w, model, beta):
     bound below the exact gap."""
     policy, log_pi = model
     opponent = per_token_mixture(log_pi, w.log_ref, beta)
-    truth = exact(log_pi, w.log_ref, w.preferences, TAU, opponent)
-    numbers = equilibrium.summarise(measured(w, policy, w.preferences, TAU, beta, **FEW))
-    print(numbers, truth)
-    for name, value in zip(("slope", "slope_back", "r2"), truth.tolist(), strict=True):
-        assert abs(numbers[name] - value) < 4 * numbers[f"{name}_se"]
-        assert abs(value - 1) > 0.3
     gap = [duality_gap(log_pi[k], w.preferences[k], w.log_ref[k], TAU) for k in range(2)]
-    assert numbers["exploitability"] + 3 * numbers["exploitability_se"] < sum(gap) / 2
+    for drawn_from in ("policy", "reference"):
+        truth = exact(log_pi, w.log_ref, w.preferences, TAU, opponent, drawn_from)
+        given = w, policy, w.preferences, TAU, beta
+        numbers = equilibrium.summarise(measured(*given, **FEW, drawn_from=drawn_from))
+        print(drawn_from, numbers, truth)
+        for name, value in zip(("slope", "slope_back", "r2"), truth.tolist(), strict=True):
+            assert abs(numbers[name] - value) < 4 * numbers[f"{name}_se"]
+            assert abs(value - 1) > 0.3
+        assert numbers["exploitability"] + 3 * numbers["exploitability_se"] < sum(gap) / 2
 
 
 # What is around it
@@ -411,12 +446,16 @@ def command(folders, *more):
 
 
 def test_the_command_prints_what_it_measured(folders, capsys):
-    """Four numbers with their errors, the same twice, others by the mixture."""
+    """Four numbers with their errors, of both laws' responses, the same twice, others by the
+    mixture."""
     assert command(folders) == 0
     once = capsys.readouterr().out
     read, *names = [line.split()[0] for line in once.splitlines()]
     assert read == "--prompts", "what was read is said in a line"
-    assert names == ["slope", "slope_back", "r2", "exploitability", "prompts"]
+    assert names == ["responses", "slope", "slope_back", "r2", "exploitability", "prompts"]
+    for line in once.splitlines()[2:-1]:
+        _, own, _, of_reference, _ = line.split()
+        assert own != of_reference
     assert once.splitlines()[-1].split()[1] == "3" and "nan" not in once
     assert command(folders) == 0 and capsys.readouterr().out == once
     assert command(folders, "--beta", "0.5") == 0 and capsys.readouterr().out != once
@@ -451,6 +490,38 @@ def test_a_rung_knows_where_the_top_is(w):
         assert start["total_variation"] == pytest.approx(0.21, abs=0.03)
     other = enumerated.solve(w, rungs.TAU, 0.125)
     assert abs(rungs.distances(w, other, 0.125, target)["slope"] - 1) > 1e-4
+
+
+def test_the_point_among_the_starts_own_draws(w, model, monkeypatch):
+    """With so many draws that every response comes it is the enumeration's; a game of some of them
+    stands for the whole only if they have enough of the start's probability."""
+    policy, log_pi = model
+    monkeypatch.setattr(middle, "SOLVED", 2)
+    given = policy, w.reference, asked(w.preferences), Enumerable()
+    monkeypatch.setattr(middle, "DRAWS", 20_000)
+    found = middle.from_solved(*given)
+    target = enumerated.solve(w, middle.TAU)
+    for name, law in (("away", log_pi), ("away_start", w.log_ref)):
+        wanted = bandit.total_variation(law, target).mean().item()
+        assert found[name] == pytest.approx(wanted, abs=0.005)
+    assert 0.999 < found["share_start"] <= 1 + 1e-6 and 0.99 < found["share"] <= 1 + 1e-6
+    monkeypatch.setattr(middle, "DRAWS", 20)
+    assert middle.from_solved(*given) == {}
+
+
+def test_what_has_arrived_by_hand():
+    """Slopes within two standard errors or a tenth of 1, R2 at least 0.9, all of them."""
+    end = dict(slope=1.05, slope_se=0.01, slope_back=0.8, slope_back_se=0.1, r2=0.9)
+    assert arrival.has_arrived(end)
+    assert not arrival.has_arrived(dict(end, slope_back_se=0.09))
+    assert not arrival.has_arrived(dict(end, slope=1.2))
+    assert not arrival.has_arrived(dict(end, r2=0.89))
+    assert not arrival.has_arrived(dict(end, slope=0.0, slope_back=None, r2=None))
+    exact = dict(slope=0.99, slope_back=0.95, r2=0.94)
+    assert arrival.has_arrived(exact) and not arrival.has_arrived(dict(exact, slope_back=0.89))
+    lost = dict(slope_back=1.7, slope_back_se=0.3)  # among the start's responses
+    assert not arrival.has_arrived(dict(end, reference=lost))
+    assert arrival.has_arrived(dict(end, reference=dict(lost, slope_back=1.5)))
 
 
 @pytest.mark.slow

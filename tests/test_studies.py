@@ -32,6 +32,7 @@ import policy as policies
 import preference_model
 import sampler
 from studies import (
+    arrival,
     capacity,
     cells,
     everything,
@@ -368,7 +369,7 @@ def test_every_figure(whole, capsys, monkeypatch):
 def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
     """Both on the smallest runs, and drawn again from their lines."""
     monkeypatch.setattr(runs, "NAMES", ALL)
-    monkeypatch.setattr(longer, "CELLS", (("ipo", 0, 4), ("nash_md", 0, 4)))
+    monkeypatch.setattr(longer, "CELLS", (("ipo", 0, 4, None), ("nash_md", 0, 4, 1e-4)))
     for study, rows in ((longer, 2), (paper_scale, 6)):
         assert run(study, whole) == 0, capsys.readouterr().err
         out = capsys.readouterr().out
@@ -385,29 +386,34 @@ def test_longer_runs_and_the_papers_scale(whole, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_rungs_between(whole, capsys, monkeypatch):
-    """Lengths, middle, capacity, responder, exploitability, the survey, lengthening and same_tau on
-    the smallest runs, and drawn again from their lines."""
+    """Lengths, middle, capacity, responder, exploitability, the survey, lengthening, arrival and
+    same_tau on the smallest runs, and drawn again from their lines."""
     monkeypatch.setattr(runs, "NAMES", ALL)
-    monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 2),))
+    monkeypatch.setattr(middle, "CELLS", ((middle.SMALL, "ipo", 0.0, 5e-4, 2),))
+    monkeypatch.setattr(middle, "DRAWS", 50)
+    monkeypatch.setattr(middle, "SHARE", 0.0)
     monkeypatch.setattr(middle, "DEMOS", 200)
     monkeypatch.setattr(capacity, "CELLS", ((8, 2), (None, 2)))
     monkeypatch.setattr(capacity, "RESPONSES", 4)
+    monkeypatch.setattr(longer, "CELLS", (("ipo", 0, 4, None),))
+    monkeypatch.setitem(rungs.SCALES, "smoke", ((4, 21, False), (4, 21, True)))
     monkeypatch.setattr(same_tau, "TAUS", (0.3,))
     monkeypatch.setattr(survey, "kinds", lambda: [("dpo", False), ("dpo", True)])
     monkeypatch.setattr(lengthening, "losses", lambda: ["ipo"])
     monkeypatch.setattr(
         equilibrium, "measure", partial(equilibrium.measure, responses=3, opponents=4)
     )
-    counted = (lengths, 6), (middle, 1), (capacity, 2), (responder, 3), (exploitability, 12)
+    counted = (lengths, 6), (middle, 2), (capacity, 2), (responder, 3), (exploitability, 12)
     counted += (survey, 5), (lengthening, 1)
-    for study, rows in (*counted, (same_tau, 4)):
+    for study, rows in (*counted, (arrival, 5), (same_tau, 4)):
         assert run(study, whole) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert run(study, whole, "--from-results") == 0
         shown = capsys.readouterr().out
         table = [line for line in shown.splitlines() if line.startswith("| ")]
         assert len(table) >= rows + 1 and "nan" not in shown, shown
-    assert (whole / "results" / "survey-smoke.png").stat().st_size > 5000
+    for picture in ("survey", "arrival"):
+        assert (whole / "results" / f"{picture}-smoke.png").stat().st_size > 5000
     (met,) = [line for line in lines(whole) if line["name"] == "met: survey-dpo/policy"]
     # Of the six one is an IPO run of the same seed; over the start it is as the run's own line has.
     assert len(met["win_rate"]) == 7 and len(met["rivals"]) == 6 and met["length"] > 0
