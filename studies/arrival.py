@@ -9,6 +9,7 @@ A rung counts as arrived where the end's slopes, both of its own responses and t
 start's, are within two standard errors or a tenth of 1 and R2 of its own is at least 0.9; on the
 first rung, which is exact, its own. Where the point is known the total variation from it (of 0.2 to
 0.7 at the start) tells whether that is right.
+A rung's label says the first's pairs a prompt and step, the last's rates.
 Left out: other methods, which the three studies' own tables have.
 Run: python -m studies.arrival                   (and the runs that those studies lack)
      python -m studies.arrival --from-results    (results/arrival.png, from the lines alone)
@@ -48,13 +49,13 @@ def of_enumerated(study):
     found = {}
     wanted = [todo for todo in todos if (todo["method"], todo["steps"]) == ("ipo", steps)]
     for line in runs.gather(own, rungs.run_cell, wanted):
-        found[f"85 responses, {rungs.compared(line)} pairs a prompt and step"] = line
+        found[f"85 responses, {rungs.compared(line)} pairs"] = line
     return found
 
 
 def longest(todos):
-    """Those of IPO with the most steps, and IPO's on groups."""
-    own = [todo for todo in todos if todo["loss"] in ("ipo", "ipo_group")]
+    """Those of IPO with the most steps."""
+    own = [todo for todo in todos if todo["loss"] == "ipo"]
     steps = max(todo["steps"] for todo in own)
     return [todo for todo in own if todo["steps"] == steps]
 
@@ -63,10 +64,8 @@ def of_middle(study):
     """The rungs between, by label."""
     found = {}
     for line in runs.gather(study, middle.run_to_residuals, longest(middle.cells(study))):
-        label = f"{line['facts']} facts, {line['tokens']} tokens"
-        if line["loss"] == "ipo_group":
-            label += f", all pairs of {middle.GROUP}"
-        found[f"{label}, rate {line['rate']:g}"] = line
+        facts = line["facts"]
+        found["1 fact" if facts == 1 else f"{facts} facts"] = line
     return found
 
 
@@ -74,7 +73,7 @@ def of_built_in(study):
     """The last rung, by label."""
     found = {}
     for line in runs.gather(study, longer.run_to_residuals, longest(longer.cells(study))):
-        found[f"built-in task, rate {longer.rate_of(line):g}"] = line
+        found[f"built-in, rate {longer.rate_of(line):g}"] = line
     return found
 
 
@@ -111,10 +110,10 @@ def arrival(study):
     for title, number_of in PANELS:
         series = {}
         for label, line in lines.items():
+            # A rung without points stays in the series: its colour is its own in every panel.
             known = [point for point in line["points"] if number_of(point) is not None]
-            if known:
-                steps = runs.column(known, "step")
-                series[label] = steps, [number_of(point) for point in known]
+            steps = [point["step"] for point in known]
+            series[label] = steps, [number_of(point) for point in known]
         panels.append((title, "step", "", series))
     runs.plot(study, "arrival", panels)
 

@@ -34,6 +34,7 @@ def planned(study):
     """Yields (study, its cells), in the order in which they are to be run."""
     yield "rungs", rungs.cells("full", 1)
     yield "same_tau enumerated", same_tau.enumerated_cells(study)
+    yield "same_tau, posts of one fact", same_tau.small_cells(study)
     yield "lengths", lengths.cells(study)
     yield "capacity", capacity.cells(study)
     yield "middle", middle.cells(study)

@@ -32,6 +32,8 @@ CELLS = (
     ("nash_md", 1000, 32, None),
     ("ipo", 300, 128, None),
     ("ipo", 3000, 32, None),
+    ("ipo", 1000, 32, 5e-4),
+    ("ipo", 3000, 32, 5e-4),
 )
 PROMPTS = 40  # validation prompts of a residual
 

@@ -49,13 +49,10 @@ CELLS = (
     (LARGE, "ipo_group", 0.0, 5e-4, 1000),
     (SMALL, "nash_md", 0.0, 5e-4, 1000),
     (SMALL, "ipo", 0.0, 5e-4, 3000),
-    (SMALL, "ipo_md", 0.125, 5e-4, 3000),
     (SMALL, "nash_md", 0.0, 5e-4, 3000),
+    (SMALL, "ipo_md", 0.125, 5e-4, 3000),
     (MIDDLE, "ipo", 0.0, 5e-4, 3000),
-    (MIDDLE, "ipo_md", 0.125, 5e-4, 3000),
-    (MIDDLE, "nash_md", 0.0, 5e-4, 3000),
     (LARGE, "ipo", 0.0, 5e-4, 3000),
-    (LARGE, "ipo_group", 0.0, 5e-4, 3000),
 )
 PAIRS = 32
 GROUP = 8  # samples of a prompt, if all are compared with each other
@@ -103,7 +100,7 @@ def write_files(folder, facts, prompts):
         summaries.tokenizer().save_pretrained(tokenizer)
 
 
-def cell(study, size, loss, beta, rate, steps):
+def cell(study, size, loss, beta, rate, steps, seed=0):
     """A run to do."""
     facts, tokens, prompts = size
     if study.scale != "full":
@@ -112,7 +109,7 @@ def cell(study, size, loss, beta, rate, steps):
     argv = files_of(folder)
     argv += ["--max-response-tokens", str(tokens), "--max-prompt-tokens", "64"]
     argv += ["--supervised-steps", "900", *study.stages, "--loss", loss, "--tau", str(TAU)]
-    argv += ["--lr", str(rate), "--steps", str(steps)]
+    argv += ["--lr", str(rate), "--steps", str(steps), "--seed", str(seed)]
     if loss == "ipo_group":  # as many samples a step, compared each with all of its prompt
         argv += ["--batch-size", str(2 * PAIRS // GROUP), "--responses", str(GROUP)]
     else:
@@ -121,7 +118,7 @@ def cell(study, size, loss, beta, rate, steps):
     if runs.samples_mixture(loss):
         argv += ["--beta", str(beta)]
     name = f"middle: {facts} facts {tokens} tokens {prompts} prompts "
-    name += f"{loss} beta {beta:g} rate {rate:g} {steps} steps"
+    name += f"{loss} beta {beta:g} rate {rate:g} {steps} steps{f' seed {seed}' if seed else ''}"
     said = dict(facts=facts, tokens=tokens, prompts=prompts, loss=loss, beta=beta, rate=rate)
     where = dict(runs.where(study, PROMPTS), files=folder)
     return dict(name=name, **said, steps=steps, tau=TAU, argv=argv, where=where)
@@ -200,6 +197,22 @@ def actions(reference, task, prompt):
     return policies.Tokens(ids[rows], mask[rows])
 
 
+def matrix(panel, asked, y):
+    """p(y_i > y_j) of all of one prompt's responses, [n, n] float64.
+
+    asked, y:
+        Tokens of n rows, the prompt again and again, and the responses.
+    """
+    count = len(y.ids)
+    preferences = torch.full((count, count), 0.5, dtype=torch.float64)
+    for column in range(count - 1):  # each pair once: exchanged it has one minus its p
+        below = slice(column + 1, count)
+        one, rival = asked.rows(below), y.rows(slice(column, column + 1))
+        p = panel(one, y.rows(below), rival.repeat(len(one.ids))).double()
+        preferences[below, column], preferences[column, below] = p, 1 - p
+    return preferences
+
+
 @torch.no_grad()
 def from_solved(policy, reference, panel, task):
     """The total variation of a policy from the solved point among the start's own responses.
@@ -217,24 +230,46 @@ def from_solved(policy, reference, panel, task):
     for number in range(SOLVED):
         prompt = prompts.rows(slice(number, number + 1))
         y = actions(reference, task, prompt)
-        count = len(y.ids)
-        asked = prompt.repeat(count)
+        asked = prompt.repeat(len(y.ids))
         log_ref = policies.log_prob(reference, asked, y).double()
         if log_ref.exp().sum() < SHARE:
             return {}
         log_pi = policies.log_prob(policy, asked, y).double()
-        preferences = torch.full((count, count), 0.5, dtype=torch.float64)
-        for column in range(count - 1):  # each pair once: exchanged it has one minus its p
-            below = slice(column + 1, count)
-            one, rival = asked.rows(below), y.rows(slice(column, column + 1))
-            p = panel(one, y.rows(below), rival.repeat(len(one.ids))).double()
-            preferences[below, column], preferences[column, below] = p, 1 - p
         ref, law = log_ref.log_softmax(0), log_pi.log_softmax(0)
-        point = bandit.fixed_point(preferences, ref, TAU)
+        point = bandit.fixed_point(matrix(panel, asked, y), ref, TAU)
         away = [bandit.total_variation(one, point) for one in (law, ref)]
         rows.append(torch.stack([*away, log_pi.exp().sum(), log_ref.exp().sum()]))
     means = torch.stack(rows).mean(0).tolist()
     return dict(zip(("away", "away_start", "share", "share_start"), means, strict=True))
+
+
+@torch.no_grad()
+def meet(todo):
+    """The line of how the policies of some runs meet, conditioned on the start's own responses to
+    SOLVED training prompts, so exactly: kl, of each row to each column in nats, and win_rate, of
+    each row over each column.
+
+    todo:
+        runs is a list of cells of one size.
+    """
+    task, reference, panel = opened(todo["runs"][0])
+    models = []
+    for run in todo["runs"]:
+        out, _ = runs.run_by_train(run, runs.folder_of(run["name"]))
+        models.append(policies.load(os.path.join(out, "policy"))[0])
+    size = len(models)
+    kl, wins = torch.zeros(2, size, size, dtype=torch.float64)
+    prompts = task.prompts("align", 0, SOLVED)
+    for number in range(SOLVED):
+        prompt = prompts.rows(slice(number, number + 1))
+        y = actions(reference, task, prompt)
+        asked = prompt.repeat(len(y.ids))
+        laws = [policies.log_prob(model, asked, y).double().log_softmax(0) for model in models]
+        laws = torch.stack(laws)
+        kl += bandit.kl(laws[:, None], laws[None]) / SOLVED
+        wins += laws.exp() @ matrix(panel, asked, y) @ laws.exp().T / SOLVED
+    names = [run["name"] for run in todo["runs"]]
+    return dict(name=todo["name"], players=names, kl=kl.tolist(), win_rate=wins.tolist())
 
 
 # ---- the table ----

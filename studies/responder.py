@@ -5,7 +5,7 @@ learned preference model, by the trainer itself (train.align) with RL's loss: th
 preference over a fresh sample of the policy. It has the default's steps, and starts once from the
 start and once from the policy. Its gain is the regularised payoff above the policy's own, half of
 what it adds to the duality gap: 0 if no better response was found, which proves nothing.
-Beside it, for the same policies, the bound of any law over responses (equilibrium.py).
+Beside it, for the same policies, the bounds of any law over responses (equilibrium.py).
 Run: python -m studies.responder                   (15 min on 2 cores)
      python -m studies.responder --from-results    (the table from the lines of results/ alone)
 """
@@ -107,23 +107,28 @@ def cells(study):
 def responder(study):
     """The table: each policy, its bound of any law, and both responders' gains."""
     lines = runs.gather(study, runs.run_cell, trained_cells(study))
+    laws = ("policy", "reference")  # whose responses the bound is over
     residuals = []
     for line in lines:
-        residuals.append(same_tau.residual_of(study, runs.checkpoint(line), TAU, 0.0))
+        given = study, runs.checkpoint(line), TAU, 0.0, "learned"
+        residuals += [same_tau.residual_of(*given, law) for law in laws]
     runs.run_again(study, [*residuals, *cells(study)], lines)
     bounds = runs.gather(study, same_tau.residual, residuals)
     found = runs.gather(study, respond, cells(study))
-    print("| policy, tau 0.1 | its KL | any law gains at least (half the gap's bound) ", end="")
-    print("| from the start: gain, win rate, KL | from the policy: gain, win rate, KL |")
-    print("|---" * 5 + "|")
+    print("| policy, tau 0.1 | its KL | a law over its own responses gains at least ", end="")
+    print(
+        "(half the gap's bound) | over the start's | trained from the start: gain, win rate, KL ",
+        end="",
+    )
+    print("| from the policy: gain, win rate, KL |")
+    print("|---" * 6 + "|")
     for number, line in enumerate(lines):
-        from_start, from_policy = found[2 * number : 2 * number + 2]
-        print(f"| {runs.NAMES[line['loss']]} | {from_start['policy_kl']:.2f} ", end="")
-        bound = bounds[number]
-        print(
-            f"| {bound['exploitability'] / 2:.3f} ({bound['exploitability_se'] / 2:.3f}) ", end=""
-        )
-        for one in (from_start, from_policy):
+        own = slice(2 * number, 2 * number + 2)
+        print(f"| {runs.NAMES[line['loss']]} | {found[own][0]['policy_kl']:.2f} ", end="")
+        for bound in bounds[own]:
+            half, error = bound["exploitability"] / 2, bound["exploitability_se"] / 2
+            print(f"| {half:.3f} ({error:.3f}) ", end="")
+        for one in found[own]:
             print(f"| {one['gain']:+.3f}, {one['win_rate']:.3f}, {one['kl']:.2f} ", end="")
         print("|")
 

@@ -1,20 +1,22 @@
 """Same tau, same equilibrium? Do two methods with one fixed point end where noise cannot part them?
 
 Online IPO and Nash-MD-PG at beta = 0 share the Nash equilibrium, IPO-MD and Nash-MD-PG at beta =
-0.125 the point of eq 13. Several seeds of each, at two taus, on two rungs: enumerated.py's GPT-2,
-where sampled training arrives (studies.rungs), and the built-in task, where it does not.
-The distance of two policies is KL + KL back, nats: exact on the first rung, from fresh samples on
-the second. The statistic is the mean distance between the methods less the mean within them. It is
-0 in expectation for equal laws of ends, whatever their spread; its error is jackknifed over seeds.
+0.125 the point of eq 13. Several seeds of each, at two taus, on three rungs: enumerated.py's GPT-2,
+where sampled training arrives (studies.rungs); posts of one fact at one tau (studies.middle), where
+it nearly does; and the built-in task, where it does not.
+The distance of two policies is KL + KL back, nats: exact on the first two rungs, on the second of
+laws conditioned on what the start says, from fresh samples on the third. The statistic is the mean
+distance between the methods less the mean within them. It is 0 in expectation for equal laws of
+ends, whatever their spread; its error is jackknifed over seeds.
   equal      its upper 95 % limit is below half the mean within, both slopes of eq 12's regression
              are within 0.1 of 1, and the win rate of one over the other has 1/2 in its interval
   different  its lower limit is above 0
   undecided  else
 Beside them controls: a run of another method that went as far from the start as IPO did. If the
 distance only said how far two policies went, theirs would be as small.
-Run: python -m studies.same_tau                   (50 min on 2 cores)
+Run: python -m studies.same_tau                   (1 h on 2 cores)
      python -m studies.same_tau enumerated        (the first rung alone: 7 min)
-     python -m studies.same_tau task controls     (the others)
+     python -m studies.same_tau small             (the second: 15 min; and so task, controls)
      python -m studies.same_tau --from-results    (the tables from the lines of results/ alone)
 """
 
@@ -34,12 +36,13 @@ import equilibrium
 import preference_model
 from enumerated import per_token_mixture
 from job.options import find_method
-from studies import rungs, runs, tournament
+from studies import middle, rungs, runs, tournament
 
 TAUS = (0.1, 0.3)
 # Two methods with one fixed point, and their beta.
 PAIRS = (("ipo", "nash_md", 0.0), ("ipo_md", "nash_md", 0.125))
 SAMPLES = dict(pairs=64, steps=600, crossed=True)  # of the first rung
+SMALL = 5e-4, 1000  # rate and steps of the second rung
 NEAR = 0.1  # a slope within this of 1 counts as arrived
 PROMPTS = 40  # of a residual on the built-in task
 
@@ -170,20 +173,55 @@ def group_of(lines, tau, first, second, beta):
     return found
 
 
-# ---- the second rung: the built-in task ----
+# ---- the second rung: posts of one fact ----
 
 
-def residual_of(study, policy, tau, beta, judge="learned"):
+def small_cells(study):
+    """What is to do on the second rung, at middle.TAU alone."""
+    found = []
+    for seed, tau, loss, beta in all_cells(study):
+        if tau == middle.TAU:
+            found.append(middle.cell(study, middle.SMALL, loss, beta, *SMALL, seed))
+    return found
+
+
+def on_small(study):
+    """The second rung's table."""
+    cells = small_cells(study)
+    lines = runs.gather(study, middle.run_to_residuals, cells)
+    print_head("posts of one fact", "slope, back (least to most)")
+    for first, second, beta in PAIRS:
+        own = group_of(lines, middle.TAU, first, second, beta)
+        todo = dict(name=f"small posts: {first}, {second} beta {beta:g}")
+        todo["runs"] = group_of(cells, middle.TAU, first, second, beta)
+        met = runs.gather(study, middle.meet, [todo])[0]
+        kl = np.array(met["kl"])
+        ends = [line["points"][-1] for line in own]
+        slopes = [end[name] for end in ends for name in ("slope", "slope_back")]
+        given = middle.TAU, first, second, beta, slopes
+        print_row(*given, kl + kl.T, np.array(met["win_rate"]))
+
+
+# ---- the third rung: the built-in task ----
+
+
+def residual_of(study, policy, tau, beta, judge="learned", drawn_from="policy"):
     """What residual is asked of a policy, as runs.load_policy names it.
 
     judge:
         whose game: "learned", the preference model that it was trained on, or "panel".
+    drawn_from:
+        whose responses it is asked of, as equilibrium.measure takes it.
     """
     where = runs.where(study, min(PROMPTS, study.prompts))
     name = f"residual beta {beta:g}: {policy}"
     if judge == "panel":
         name = f"panel's {name}"
-    return dict(name=name, policy=policy, tau=tau, beta=beta, judge=judge, where=where)
+    found = dict(policy=policy, tau=tau, beta=beta, judge=judge, where=where)
+    if drawn_from == "reference":
+        name = f"start's responses, {name}"
+        found["drawn_from"] = drawn_from
+    return dict(name=name, **found)
 
 
 def residual(todo):
@@ -202,6 +240,7 @@ def residual(todo):
         todo["beta"],
         split="validation",
         count=there["prompts"],
+        drawn_from=todo.get("drawn_from", "policy"),
     )
     line = runs.line_of(todo)
     return line | equilibrium.summarise(rows)
@@ -216,7 +255,7 @@ def task_cells(study):
 
 
 def on_task(study):
-    """The second rung's table."""
+    """The third rung's table."""
     lines = runs.gather(study, runs.run_cell, task_cells(study))
     print_head("built-in task", "slope, back (least to most)")
     for tau in TAUS:
@@ -302,13 +341,14 @@ def print_row(tau, first, second, beta, slopes, distances, wins):
 
 
 def same_tau(study):
-    """Both rungs and the controls."""
+    """The rungs and the controls."""
     on_enumerated(study)
+    on_small(study)
     on_task(study)
     controls(study)
 
 
-PARTS = dict(enumerated=on_enumerated, task=on_task, controls=controls)
+PARTS = dict(enumerated=on_enumerated, small=on_small, task=on_task, controls=controls)
 
 
 def main(argv=None):
