@@ -6,7 +6,7 @@ panel_of_texts.py): no preference model's errors stand between. Every checkpoint
 (eq 13 where beta is above 0) is taken on 20 of the prompts it was trained on, among its own and
 among the start's responses. One tau, one seed; the rate is the method's own (studies/rates.py, for
 the built-in task) or lower.
-Where the start's own draws hold nearly all of its probability, the game among them is solved for
+Where the start's own draws hold most of its probability, the game among them is solved for
 some prompts, and the policy's total variation from that point is told beside the start's.
 Left out: the solved point of longer responses, which is not known; held-out prompts.
 Run: python -m studies.middle                   (1 h on 2 cores)
@@ -181,7 +181,7 @@ def measure_start(todo):
     return line | {name: numbers[name] for name in names}
 
 
-# ---- the solved point, where the start's own draws are nearly all that it can say ----
+# ---- the solved point, where the start's own draws are most of what it can say ----
 
 
 @torch.no_grad()
