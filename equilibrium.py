@@ -267,3 +267,8 @@ def summarise(rows):
         numbers[name] = estimate[column].item()
         numbers[f"{name}_se"] = error[column].item()
     return numbers | dict(prompts=count)
+
+
+def or_none(numbers):
+    """summarise's numbers with None for those that mean nothing: a .json file has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

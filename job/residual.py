@@ -1,6 +1,5 @@
 """At a run's end: how near is the policy to the equilibrium that its tau and beta have?"""
 
-import math
 from functools import partial
 
 import torch
@@ -44,5 +43,4 @@ def measure(options, policy, reference, preference, task):
     )
     found = equilibrium.summarise(torch.cat(parallel.gather(rows)))
     del found["prompts"]  # evaluate's are more
-    # Of a policy that has not moved no slope is defined: null in a .json file, which has no NaN.
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return equilibrium.or_none(found)  # of a policy that has not moved no slope is defined

@@ -15,7 +15,6 @@ Run: python -m studies.arrival                   (and the runs that those studie
      python -m studies.arrival --from-results    (results/arrival.png, from the lines alone)
 """
 
-import os
 import sys
 from types import SimpleNamespace
 
@@ -41,8 +40,7 @@ def of_enumerated(study):
     """The first rung's lines, by label."""
     own = SimpleNamespace(**vars(study))
     own.version = rungs.VERSION
-    suffix = "" if study.scale == "full" else f"-{study.scale}"
-    own.path = os.path.join(study.results, f"rungs{suffix}.jsonl")
+    own.path = rungs.lines_path(study)
     own.lines = runs.read_lines(own)
     todos = rungs.cells(study.scale, 1)
     steps = max(todo["steps"] for todo in todos)

@@ -7,8 +7,6 @@ says any more is nothing that training sees again, and its spread pulls that slo
 No command of its own.
 """
 
-import math
-
 import equilibrium
 
 HEAD = "own responses: p on tau d | tau d on p | R2 | start's: tau d on p | R2 "
@@ -26,8 +24,7 @@ def measure(*given, **size):
     found = []
     for drawn_from in ("policy", "reference"):
         rows = equilibrium.measure(*given, **size, drawn_from=drawn_from)
-        numbers = equilibrium.summarise(rows)
-        found.append({key: None if math.isnan(one) else one for key, one in numbers.items()})
+        found.append(equilibrium.or_none(equilibrium.summarise(rows)))
     own, of_start = found
     return own | dict(reference=of_start)
 

@@ -186,6 +186,11 @@ def panels(lines):
     return found
 
 
+def lines_path(study):
+    """The file of this study's lines: full's are long's, too."""
+    return os.path.join(study.results, f"rungs{runs.suffix(study.scale)}.jsonl")
+
+
 def parse(argv):
     """The command line's options."""
     parser = argparse.ArgumentParser(
@@ -209,14 +214,14 @@ def main(argv=None):
     pool = None
     try:
         study = SimpleNamespace(**vars(parse(argv)), version=VERSION)
-        suffix = "-smoke" if study.scale == "smoke" else ""  # full's lines are long's, too
-        study.path = os.path.join(study.results, f"rungs{suffix}.jsonl")
+        study.path = lines_path(study)
         study.lines = runs.read_lines(study)
         pool = study.pool = runs.pool(study.jobs)
         lines = runs.gather(study, run_cell, cells(study.scale, study.seeds))
         noise_table()
         table(lines)
-        job.report.plot(os.path.join(study.results, f"rungs{suffix}.png"), panels(lines))
+        picture = os.path.join(study.results, f"rungs{runs.suffix(study.scale)}.png")
+        job.report.plot(picture, panels(lines))
     except (ValueError, OSError) as error:
         print(f"studies.rungs: error: {error}", file=sys.stderr)
         return 2

@@ -427,6 +427,11 @@ def column(lines, key):
     return np.array([line[key] for line in lines])
 
 
+def suffix(scale):
+    """What a scale's files have behind their names: full's, and rungs' long's, nothing."""
+    return "-smoke" if scale == "smoke" else ""
+
+
 def plot(study, name, panels):
     """Writes results/NAME.png, and its numbers to the screen.
 
@@ -437,8 +442,7 @@ def plot(study, name, panels):
         for label, (xs, ys) in series.items():
             points = [f"{x:.3g}: {y:.3f}" for x, y in zip(xs, ys, strict=True)]
             print(f"{name}, {title}, {label}: {', '.join(points)}")
-    suffix = "" if study.scale == "full" else f"-{study.scale}"
-    job.report.plot(os.path.join(study.results, f"{name}{suffix}.png"), panels)
+    job.report.plot(os.path.join(study.results, f"{name}{suffix(study.scale)}.png"), panels)
 
 
 # ---- the command line of a study ----

@@ -256,8 +256,7 @@ def plot(study, rows):
     axis.set_title("every loss, three seeds; the area of a mark is its length")
     axis.legend()
     figure.tight_layout()
-    suffix = "" if study.scale == "full" else f"-{study.scale}"
-    figure.savefig(f"{study.results}/survey{suffix}.png", dpi=110)
+    figure.savefig(f"{study.results}/survey{runs.suffix(study.scale)}.png", dpi=110)
 
 
 def main(argv=None):
