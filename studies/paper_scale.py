@@ -29,18 +29,20 @@ AVERAGED = ("ipo", "ipo_md", "dpo", "slic")
 LENGTHS = torch.tensor([float(len(response)) for response in enumerated.RESPONSES]).double()
 
 
-def averaged_slopes(log_pi, preferences, log_ref, tau, lengths):
-    """The expected gradient of online IPO on length-averaged log-probabilities, [n], on log pi.
+def averaged_residual(log_pi, preferences, log_ref, tau, lengths):
+    """What must be 0 where the expected gradient of online IPO on length-averaged log-probabilities
+    is, [n].
 
-    pi(y)/|y| times d(y)/|y| - (p(y > pi) - 1/2)/tau less its mean over pi, but for a factor; with
-    the normalisation in it, which is 0 for a policy.
+    The gradient on log pi(y) is pi(y)/|y| times d(y)/|y| - (p(y > pi) - 1/2)/tau less its mean over
+    pi, less pi(y) times the sum of that: here divided by pi(y), and with the normalisation in it,
+    which is 0 for a policy. Undivided, it is 0 at every policy of one response, too, and Newton's
+    method ends there.
     """
     pi = log_pi.exp()
     away = (log_pi - log_ref) / lengths
     wanted = (bandit.win_rate(preferences, log_pi) - 0.5) / tau
-    residual = away - (pi * away).sum() - wanted
-    push = pi * residual / lengths
-    return push - pi * push.sum() + torch.logsumexp(log_pi, 0)
+    push = (away - (pi * away).sum() - wanted) / lengths
+    return push - (pi * push).sum() + torch.logsumexp(log_pi, 0)
 
 
 def averaged_point(preferences, log_ref, tau, lengths):
@@ -55,7 +57,7 @@ def averaged_point(preferences, log_ref, tau, lengths):
     for current in (*[tau * 2.0**power for power in range(6, 0, -1)], tau):
 
         def field(log_pi, current=current):
-            return averaged_slopes(log_pi, preferences, log_ref, current, lengths)
+            return averaged_residual(log_pi, preferences, log_ref, current, lengths)
 
         point = bandit.newton(field, point)
         if point is None:

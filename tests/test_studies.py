@@ -520,12 +520,14 @@ def test_a_flat_curve():
     assert not lengths.is_flat(short, dict(long, win_rate=0.829))
 
 
-def test_where_averaged_ipo_stops():
+@pytest.mark.parametrize("tau, which", [(0.3, 0), (0.1, 0), (0.1, 1)])
+def test_where_averaged_ipo_stops(tau, which):
     """The gradient of ipo.loss itself on means is 0 there, and not beside it nor at Nash; the point
-    is pi_ref exp(|y| (p/tau + c)); equal lengths L are sums at tau/L."""
+    is pi_ref exp(|y| (p/tau + c)), and no policy of one response, where every gradient is 0; equal
+    lengths L are sums at tau/L."""
     w = enumerated.world(0)
-    preferences, log_ref = w.preferences[0], w.log_ref[0]
-    tau, lengths = 0.3, paper_scale.LENGTHS
+    preferences, log_ref = w.preferences[which], w.log_ref[which]
+    lengths = paper_scale.LENGTHS
 
     def averaged(logp, logp_other, ref_logp, ref_logp_other, p, tau):
         sides = logp / lengths[:, None], logp_other / lengths[None]
