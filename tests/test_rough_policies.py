@@ -223,6 +223,10 @@ def test_a_policy_that_is_spoiled(tmp_path, good, capfd, monkeypatch, case):
     spoil, expected = POLICIES[case]
     shutil.copytree(good, tmp_path / "policy")
     spoil(tmp_path / "policy")
+    if case == "one id twice":
+        ids = policies.load_tokenizer(tmp_path / "policy").get_vocab().values()
+        if len(set(ids)) == len(ids):
+            pytest.skip("this transformers keeps one of the two entries only")
 
     def asked(*_):
         raise AssertionError("standard input was read")

@@ -401,20 +401,23 @@ def test_momentum_multiplies_the_turn():
 def test_adam_without_momentum_leaves_again():
     """The second-moment average forgets: it arrives, then circles.
 
-    At a constant lr the steps grow until they overshoot.
+    At a constant lr the steps grow until they overshoot. The gradient's noise of 1e-13 is in place
+    of rounding's, which would do it, too, but at a step of its own on each machine.
     """
+    noise = torch.Generator().manual_seed(0)
     nash = fixed_point(bandit.cycle(0.4), BIASED, 0.1)
     logits = torch.nn.Parameter(BIASED.clone())
     optimiser = torch.optim.Adam([logits], lr=0.03, betas=(0.0, 0.999))
     far = []
-    for _ in range(2700):
+    for _ in range(2500):
         log_pi = logits.detach().log_softmax(0)
         advantage = win_rate(bandit.cycle(0.4), log_pi) - 0.1 * (log_pi - BIASED)
         # Online IPO's, Prop 4.1.
         logits.grad = -4 / 0.1 * log_pi.exp() * (advantage - log_pi.exp() @ advantage)
+        logits.grad += 1e-13 * torch.randn(3, generator=noise, dtype=torch.float64)
         optimiser.step()
         far.append(bandit.total_variation(log_pi, nash).item())
-    assert max(far[1500:2000]) < 1e-8 and max(far[2000:]) > 1e-2
+    assert max(far[1000:1500]) < 1e-8 and max(far[2000:]) > 1e-2
 
 
 # What tau means
