@@ -27,7 +27,10 @@ from torch import distributed
 # For ever: process 0 may wait for another run that makes a stage. A process that dies is noticed
 # at once, its connections close and torchrun ends the others.
 PATIENCE = datetime.timedelta(days=30)
-LOST = "another process of this run has ended; what is saved is kept, --resume goes on from there"
+LOST = (
+    "no answer from another process of this run, which may have ended; "
+    "what is saved is kept, --resume goes on from there"
+)
 
 
 def rank():
@@ -84,13 +87,17 @@ def joined():
 
 @contextlib.contextmanager
 def lost_is_named():
-    """Inside, the many errors of a connection that closed become one ConnectionError."""
+    """Inside, the many errors of a connection that closed become one ConnectionError.
+
+    With the library's reason: of two processes that share a GPU, say, nccl tells why it will not.
+    """
     try:
         yield
     except torch.OutOfMemoryError:  # a RuntimeError, too, but this process's own
         raise
-    except RuntimeError:
-        raise ConnectionError(LOST) from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConnectionError(f"{LOST} ({reason[:400]})") from None
 
 
 def share(count, least=1):
