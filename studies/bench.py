@@ -150,12 +150,17 @@ def seconds(options, *works):
 
 def machine(options):
     """What this machine does at its best: (bytes/s of a copy, operations/s of a matrix product)."""
+    # A GPU needs a larger product to show its rate, and the precision in which the models run:
+    # autocast would cast float32 matrices anew for every product.
+    size = 8192 if options.device == "cuda" else 2048
+    kind = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     words, room = torch.ones(2, 2**26, device=options.device)
-    square = torch.ones(2048, 2048, device=options.device)
+    # Of random numbers: a GPU that multiplies ones draws less power, and clocks higher.
+    square = torch.rand(size, size, device=options.device).to(kind)
     copy = partial(room.copy_, words)
     multiply = partial(torch.matmul, square, square)
     copied, multiplied = seconds(options, copy, multiply)
-    return 2 * words.nbytes / copied, 2 * 2048**3 / multiplied  # a copy reads and writes
+    return 2 * words.nbytes / copied, 2 * size**3 / multiplied  # a copy reads and writes
 
 
 def floor(options, model, rates, tokens, heads, rounds=1, rows=None):
