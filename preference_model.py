@@ -117,11 +117,14 @@ class PreferenceModel(nn.Module):
         Returns [B, D]. A sum over tokens, not a mean: how much was said, and how many words it
         took, is what annotators compare.
         """
-        # The network runs on real tokens only: more than half of a batch is padding.
-        tokens = self.token(features[mask])
-        rows = mask.nonzero()[:, 0]
-        total = tokens.new_zeros(len(mask), tokens.shape[1])
-        return total.index_add(0, rows, tokens) / 2
+        # Not in autocast's precision, here and below: a sum over tokens adds its errors up, and p
+        # is of a difference of two numbers that are nearly equal. The body is what costs.
+        with torch.autocast(features.device.type, enabled=False):
+            # The network runs on real tokens only: more than half of a batch is padding.
+            tokens = self.token(features[mask])
+            rows = mask.nonzero()[:, 0]
+            total = tokens.new_zeros(len(mask), tokens.shape[1])
+            return total.index_add(0, rows, tokens) / 2
 
     def compare_vectors(self, vector, vector_other):
         """log p(y > y') / p(y' > y) of two responses read before; for the reward r(y) - r(y').
@@ -137,7 +140,8 @@ class PreferenceModel(nn.Module):
         else:
             forth = vector
             back = vector_other
-        return (self.compare(forth) - self.compare(back)).squeeze(-1)
+        with torch.autocast(vector.device.type, enabled=False):
+            return (self.compare(forth) - self.compare(back)).squeeze(-1)
 
     def logit(self, prompt, y, y_other):
         """The logit of p(y > y' | x): the reward gap r(y) - r(y') where pairwise is False.

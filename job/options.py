@@ -581,7 +581,12 @@ def checked_constants(options, method):
 
 
 def precision(options):
-    """Autocast to bfloat16 where --dtype asks for it; else a context that does nothing."""
+    """Autocast to bfloat16 where --dtype asks for it; else a context that does nothing.
+
+    Without autocast's cache, which keeps the first cast of every weight until the context ends: a
+    step inside would not be seen, so that a model goes on learning as if it had never moved, and
+    what was scored without a gradient before would have none afterwards.
+    """
     if options.dtype == "bfloat16":
-        return torch.autocast(options.device, torch.bfloat16)
+        return torch.autocast(options.device, torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()

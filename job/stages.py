@@ -22,7 +22,7 @@ from files import read_object
 from job import folder, parallel, progress, recorded, report
 from job.options import precision
 from job.run import locked, remove_left, write_json
-from job.versions import RECORDED, VERSIONS
+from job.versions import BFLOAT16, RECORDED, VERSIONS
 
 POOL = 40  # batches of comparisons that the preference model visits again and again, with new votes
 
@@ -302,6 +302,8 @@ def preference(options, task, reference, reference_path, role, pairwise=True):
     key += [role, pairwise]
     if isinstance(task, data.Records):
         key.append(RECORDED)
+    if options.dtype == "bfloat16":
+        key.append(BFLOAT16)
 
     def make():
         progress.announce(f"{name} model")

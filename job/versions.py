@@ -14,6 +14,9 @@ VERSIONS = {
 # so that what was kept of the built-in task, and its results, stay. 1 was trained for a fixed
 # number of steps; 2 stops where pairs kept apart are told best.
 RECORDED = 2
+# Of the models that learnt in bfloat16, besides "preference", so that float32's stay: 1 never saw
+# its own steps; 2 casts the weights anew for each.
+BFLOAT16 = 2
 
 
 def version():

@@ -23,7 +23,7 @@ import summaries
 import train
 from clock import Clock, align
 from job import report, versions
-from job.options import find_method, is_group, method_names, of_batch, parse
+from job.options import find_method, is_group, method_names, of_batch, parse, precision
 from losses import groups
 from reference_sampler import constant_gpt2, gpt2
 from test_architectures import tiny
@@ -308,6 +308,23 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
         sampler.sample(policy, None, prompt, 0.0, torch.Generator().manual_seed(0), 3)
     assert (gradients[1] - gradients[0]).norm() < 1e-12 * gradients[0].norm()
     assert runs == [2, 4]
+
+
+def test_bfloat16_sees_every_step():
+    """Inside one precision context a weight that has changed is read anew, and what was scored
+    without a gradient before has one afterwards."""
+    options = parsed("--loss", "ipo", "--dtype", "bfloat16", "--device", "cpu")
+    layer = torch.nn.Linear(2, 1, bias=False)
+    ones = torch.ones(1, 2)
+    with precision(options):
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+            assert layer(ones).item() == 2 and layer(ones).dtype == torch.bfloat16
+        layer(ones).sum().backward()
+        assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+        with torch.no_grad():
+            layer.weight.fill_(2.0)
+        assert layer(ones).item() == 4
 
 
 def test_a_step_learns_from_the_policy_alone():
