@@ -103,6 +103,14 @@ def test_defaults_are_the_methods():
     assert (given.tau, given.beta) == (0.3, 0.0)
 
 
+def test_a_larger_policy_has_a_lower_rate():
+    """3e-5 of IPO for any but the built-in tiny one, for which RATE was chosen."""
+    large = ["--loss", "ipo", "--policy", "gpt2-124m"]
+    assert parse(large).lr == pytest.approx(3e-5, rel=1e-12)
+    assert parse([*large, "--lr", "2e-3"]).lr == 2e-3
+    assert parse(["--loss", "ipo", "--policy", "tiny"]).lr == 2e-3
+
+
 REFUSED = {
     "a constant of another method": (["--loss", "slic", "--set", "gamma=1"], "margin=1"),
     "a method without constants": (["--loss", "ipo", "--set", "margin=1"], "it has: none"),
