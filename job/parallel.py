@@ -60,8 +60,9 @@ def joined():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     try:
         store, number, count = next(distributed.rendezvous("env://"))
-        # No backend is named: gloo for the CPU's tensors, nccl for CUDA's where there is one.
-        distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
+        distributed.init_process_group(
+            backends(), store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         sys.exit(f"error: cannot join the run's other processes: {reason}")
@@ -83,6 +84,17 @@ def joined():
             yield say
     finally:
         distributed.destroy_process_group()
+
+
+def backends():
+    """Who carries what: gloo the CPU's tensors, nccl CUDA's where there is a GPU.
+
+    Both are named: unnamed, a process with a GPU gets nccl alone, which carries no numbers and no
+    objects from the CPU, and refuses two processes of --device cpu that share that GPU.
+    """
+    if torch.cuda.is_available() and distributed.is_nccl_available():
+        return "cpu:gloo,cuda:nccl"
+    return "gloo"
 
 
 @contextlib.contextmanager

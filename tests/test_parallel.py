@@ -162,6 +162,14 @@ def test_what_is_not_torchruns_is_not_joined(monkeypatch, capsys):
             pass
 
 
+def test_who_carries_what(monkeypatch):
+    """With a GPU gloo still carries the CPU's tensors: nccl alone has no way for a sum of numbers."""
+    assert parallel.backends() == "gloo"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert parallel.backends() == "cpu:gloo,cuda:nccl"
+
+
 def test_a_line_is_said_once(tmp_path, capfd):
     """By whoever comes first, though all but process 0 are silent."""
 
