@@ -41,6 +41,11 @@ from transformers.utils import cached_file
 
 import files
 
+# On H100 and H200, from torch 2.11 on, cuDNN's attention in half precision may give NaN gradients
+# where a mask is passed and the length is 64 more than a multiple of 128
+# (github.com/pytorch/pytorch/issues/196678); the other kernels do not.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 SIZES = {
     "tiny": dict(n_layer=2, n_head=4, n_embd=128),
     "gpt2-124m": dict(n_layer=12, n_head=12, n_embd=768),
