@@ -548,7 +548,8 @@ def print_sampling(options, kind, rows):
 
 def print_operations(options, rows):
     """Where the sampler's time goes, in a line."""
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in rows)
+    # A GPU's kernels have their template's arguments in their names.
+    shares = ", ".join(f"{name.partition('<')[0][:60]} {share:.0%}" for name, share in rows)
     print(f"one model, {options.new_tokens} new tokens, one thread: {shares}")
 
 
