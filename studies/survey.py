@@ -4,7 +4,7 @@ once: one run each at its defaults, a look at what each does in the default's 20
 best: two more taus, a third and three times the default; two more seeds of the tau whose win rate
 is best on validation prompts under the learned model, which is all that a user has; then, on test
 prompts, each of the three seeds against the start and against Table 2's six, and the bound of its
-exploitability in the game of tau 0.1. The panel is the truth.
+exploitability in the game of tau 0.1, asked of the start's responses. The panel is the truth.
 Offline runs learn from recorded pairs of the start's responses.
 Left out: a rate of each one's own; nothing but the paper's six was tuned for this task.
 Run: python -m studies.survey once            (about 25 min on 2 cores)
@@ -109,22 +109,45 @@ def choose(study):
     return list(best.values())
 
 
-def seed_cells(study, chosen):
-    """The chosen runs' further seeds, all rows with one before any with the next."""
+def seed_cells(study, chosen, seed):
+    """The chosen runs with another seed."""
     found = []
-    for seed in range(1, SEEDS):
-        for line in chosen:
-            # None where it is the default: the name of a run says what was given.
-            own = job.options.find_method(line["loss"]).TAU
-            tau = None if line["tau"] == own else line["tau"]
-            found.append(cell(study, line["loss"], line["offline"], tau, seed))
+    for line in chosen:
+        # None where it is the default: the name of a run says what was given.
+        own = job.options.find_method(line["loss"]).TAU
+        tau = None if line["tau"] == own else line["tau"]
+        found.append(cell(study, line["loss"], line["offline"], tau, seed))
     return found
 
 
 @functools.cache
-def rivals(folder, names):
-    """The models of some policies, kept by a process. folder, names: as runs.load_policy has."""
-    return [runs.load_policy(dict(folder=folder, shared={}), name) for name in names]
+def others(folder, start, names):
+    """The models of the start and of some rivals, kept by a process.
+
+    folder, start, names:
+        of the runs; of the supervised policy; the rivals', as runs.load_policy has them.
+    """
+    there = dict(folder=folder, shared=dict(SFT=start))
+    return [runs.load_policy(there, name) for name in ("SFT", *names)]
+
+
+@functools.cache
+@torch.no_grad()
+def said_by_others(folder, start, learned, names, step, size):
+    """What the others say to a chunk of test prompts, kept by a process: the same to every policy.
+
+    learned:
+        the folder of the preference model. The other arguments as others and meet have them.
+
+    Returns a list of (answer, what the learned model reads in it).
+    """
+    task, model = data.BuiltIn(), preference_model.load(learned)
+    prompt = task.prompts("test", step, CHUNK).rows(slice(0, size))
+    found = []
+    for place, player in enumerate(others(folder, start, names)):
+        said = tournament.answer(player, task, prompt, "test", step, place)
+        found.append((said, model.read(prompt, said)))
+    return found
 
 
 @torch.no_grad()
@@ -132,26 +155,27 @@ def meet(todo):
     """A policy's line: the win rate over each rival under the panel and the learned model, from one
     response of each to each test prompt, its KL, length and share of different responses."""
     there, task = todo["where"], data.BuiltIn()
-    learned = preference_model.load(there["shared"]["learned"])
-    policy, start = runs.load_policy(there, todo["policy"]), runs.load_policy(there, "SFT")
-    players = [policy, start, *rivals(there["folder"], tuple(todo["rivals"]))]
+    shared, names = there["shared"], tuple(todo["rivals"])
+    learned = preference_model.load(shared["learned"])
+    policy = runs.load_policy(there, todo["policy"])
+    start, *_ = others(there["folder"], shared["SFT"], names)
     wins = dict(win_rate=[], learned=[])
     log_ratios, kept = [], []
     for step in range(-(-there["prompts"] // CHUNK)):  # rounded up
         size = min(CHUNK, there["prompts"] - step * CHUNK)
         prompt = task.prompts("test", step, CHUNK).rows(slice(0, size))
+        given = there["folder"], shared["SFT"], shared["learned"], names, step, size
+        said = said_by_others(*given)
         # The policy is the last player of all: no rival's uniforms are its own.
-        places = [len(players), *range(len(players) - 1)]
-        answers = []
-        for model, place in zip(players, places, strict=True):
-            answers.append(tournament.answer(model, task, prompt, "test", step, place))
-        own, *read = [learned.read(prompt, answer) for answer in answers]  # each once
-        won = [task.judge(prompt, answers[0], other).double() for other in answers[1:]]
+        place = len(said) + 1
+        answer = tournament.answer(policy, task, prompt, "test", step, place)
+        own = learned.read(prompt, answer)
+        won = [task.judge(prompt, answer, other).double() for other, _ in said]
         wins["win_rate"].append(torch.stack(won, 1))
-        won = [torch.sigmoid(learned.compare_vectors(own, other)).double() for other in read]
+        won = [torch.sigmoid(learned.compare_vectors(own, read)).double() for _, read in said]
         wins["learned"].append(torch.stack(won, 1))
-        log_ratios.append(evaluate.log_ratio(policy, start, prompt, answers[0]).double())
-        kept += answers[0].lists()
+        log_ratios.append(evaluate.log_ratio(policy, start, prompt, answer).double())
+        kept += answer.lists()
     line = runs.line_of(todo)
     for name, parts in wins.items():
         line[name] = torch.cat(parts).mean(0).tolist()  # over the start, then over each rival
@@ -175,7 +199,9 @@ def meetings(study, lines, sixth):
         where = runs.where(study, study.test)
         names = [runs.end_of(rival) for rival in sixth]
         met.append(dict(name=f"met: {policy}", policy=policy, rivals=names, where=where))
-        bounds.append(same_tau.residual_of(study, policy, exploitability.TAU, 0.0))
+        # Among its own responses a policy that has lost its support seems at rest.
+        game = exploitability.TAU, 0.0, "learned", "reference"
+        bounds.append(same_tau.residual_of(study, policy, *game))
     return met, bounds
 
 
@@ -184,7 +210,7 @@ def row(name, own, met, bounds):
     wins = np.array([line["win_rate"] for line in met])
     least = wins[:, 1:].mean(0)
     worst = int(least.argmin())
-    gap, half = runs.interval([line["exploitability"] for line in bounds])
+    gaps = [line["exploitability"] for line in bounds]
     return dict(
         name=name,
         tau=own["tau"],
@@ -198,20 +224,24 @@ def row(name, own, met, bounds):
         distinct=runs.column(met, "distinct").mean(),
         worst=least[worst],
         rival=list(runs.NAMES.values())[worst],
-        gap=gap,
-        half=half,
+        gap=np.mean(gaps),
+        gap_low=min(gaps),
+        gap_high=max(gaps),
     )
 
 
 def best(study):
     """Three taus, the best one's three seeds, and what they are worth: table and picture."""
-    chosen = choose(study)
-    more = runs.gather(study, runs.run_to_end, seed_cells(study, chosen))
-    lines, sixth = [*chosen, *more], six(study)
-    met, bounds = meetings(study, lines, sixth)
-    runs.run_again(study, [*met, *bounds], [*lines, *sixth])
-    met = runs.gather(study, meet, met)
-    bounds = runs.gather(study, same_tau.residual, bounds)
+    chosen, sixth = choose(study), six(study)
+    met, bounds = [], []
+    for seed in range(SEEDS):  # all that there is of one before any of the next
+        lines = chosen
+        if seed > 0:
+            lines = runs.gather(study, runs.run_to_end, seed_cells(study, chosen, seed))
+        their_met, their_bounds = meetings(study, lines, sixth)
+        runs.run_again(study, [*their_met, *their_bounds], [*lines, *sixth])
+        met += runs.gather(study, meet, their_met)
+        bounds += runs.gather(study, same_tau.residual, their_bounds)
     rows = []
     for number, own in enumerate(chosen):
         seeds = slice(number, None, len(chosen))
@@ -232,7 +262,7 @@ def print_best(rows):
             f"| {one['name']} | {one['tau']:g} | {one['pairs']} | {one['win']:.3f} "
             f"({one['low']:.3f} to {one['high']:.3f}) | {one['learned']:.3f} | {one['kl']:.2f} "
             f"| {one['length']:.1f} | {one['distinct']:.3f} | {one['worst']:.3f}, {one['rival']} "
-            f"| {one['gap']:.3f} +- {one['half']:.3f} |"
+            f"| {one['gap']:.3f} ({one['gap_low']:.3f} to {one['gap_high']:.3f}) |"
         )
 
 
