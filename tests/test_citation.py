@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml  # transformers brings it
 
-from job.versions import RECORDED, VERSIONS
+from job.versions import BFLOAT16, RECORDED, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of the Citation File Format 1.2.0: what a file has to hold, and what else this one may.
@@ -35,7 +35,7 @@ def test_the_citation_is_one():
 def test_the_changelog_knows_every_version():
     """Why each number of job/versions.py was raised stands under the day of its raise."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    for name, number in [*VERSIONS.items(), ("recorded", RECORDED)]:
+    for name, number in [*VERSIONS.items(), ("recorded", RECORDED), ("bfloat16", BFLOAT16)]:
         for raised in range(2, number + 1):
             assert re.search(rf"`{name}` {raised}\b", text), f"{name} {raised}"
     days = re.findall(r"^## (\d{4}-\d\d-\d\d)", text, re.MULTILINE)

@@ -163,7 +163,7 @@ def test_what_is_not_torchruns_is_not_joined(monkeypatch, capsys):
 
 
 def test_who_carries_what(monkeypatch):
-    """With a GPU gloo still carries the CPU's tensors: nccl alone has no way for a sum of numbers."""
+    """With a GPU gloo still carries the CPU's tensors: nccl alone sums no numbers of a CPU."""
     assert parallel.backends() == "gloo"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
