@@ -210,23 +210,18 @@ def row(name, own, met, bounds):
     wins = np.array([line["win_rate"] for line in met])
     least = wins[:, 1:].mean(0)
     worst = int(least.argmin())
-    gaps = [line["exploitability"] for line in bounds]
     return dict(
         name=name,
         tau=own["tau"],
         pairs=pairs_of(own),
-        win=wins[:, 0].mean(),
-        low=wins[:, 0].min(),
-        high=wins[:, 0].max(),
+        wins=wins[:, 0],
         learned=np.mean([line["learned"][0] for line in met]),
         kl=runs.column(met, "kl").mean(),
         length=runs.column(met, "length").mean(),
         distinct=runs.column(met, "distinct").mean(),
         worst=least[worst],
         rival=list(runs.NAMES.values())[worst],
-        gap=np.mean(gaps),
-        gap_low=min(gaps),
-        gap_high=max(gaps),
+        gaps=runs.column(bounds, "exploitability"),
     )
 
 
@@ -250,19 +245,24 @@ def best(study):
     plot(study, rows)
 
 
+def over_seeds(values):
+    """The mean of a number of each seed, and of several seeds the least and the most."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
 def print_best(rows):
     """The table of best."""
-    print(
-        "| method | tau | pairs | win rate, panel (least to most) | learned | KL | length ", end=""
-    )
-    print("| distinct | worst of the six | exploitability |")
+    print("| method | tau | pairs | win rate, panel | learned | KL | length | distinct ", end="")
+    print("| worst of the six | exploitability |")
     print("|---" * 10 + "|")
     for one in rows:
         print(
-            f"| {one['name']} | {one['tau']:g} | {one['pairs']} | {one['win']:.3f} "
-            f"({one['low']:.3f} to {one['high']:.3f}) | {one['learned']:.3f} | {one['kl']:.2f} "
-            f"| {one['length']:.1f} | {one['distinct']:.3f} | {one['worst']:.3f}, {one['rival']} "
-            f"| {one['gap']:.3f} ({one['gap_low']:.3f} to {one['gap_high']:.3f}) |"
+            f"| {one['name']} | {one['tau']:g} | {one['pairs']} | {over_seeds(one['wins'])} "
+            f"| {one['learned']:.3f} | {one['kl']:.2f} | {one['length']:.1f} "
+            f"| {one['distinct']:.3f} | {one['worst']:.3f}, {one['rival']} "
+            f"| {over_seeds(one['gaps'])} |"
         )
 
 
@@ -275,15 +275,15 @@ def plot(study, rows):
     for pairs, colour in (("own", "tab:blue"), ("recorded", "tab:orange")):
         part = [one for one in rows if one["pairs"] == pairs]
         sizes = [8 * one["length"] for one in part]
-        x, y = [one["kl"] for one in part], [one["win"] for one in part]
+        x, y = [one["kl"] for one in part], [one["wins"].mean() for one in part]
         axis.scatter(x, y, sizes, color=colour, alpha=0.5, label=f"{pairs} pairs")
         for one in part:
-            axis.annotate(one["name"], (one["kl"], one["win"]), fontsize=7)
+            axis.annotate(one["name"], (one["kl"], one["wins"].mean()), fontsize=7)
     axis.axhline(0.5, color="grey", linewidth=0.5)
     axis.set_xscale("symlog", linthresh=1)
     axis.set_xlabel("KL(pi, start), nats")
     axis.set_ylabel("win rate over the start (panel)")
-    axis.set_title("every loss, three seeds; the area of a mark is its length")
+    axis.set_title("every loss at the best of three taus; the area of a mark is its length")
     axis.legend()
     figure.tight_layout()
     figure.savefig(f"{study.results}/survey{runs.suffix(study.scale)}.png", dpi=110)
