@@ -88,3 +88,9 @@ def test_too_much_memory_is_an_answer(monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     memory.table(["default"], "cpu")
     assert "| float32 | too much |" in capsys.readouterr().out
+
+
+def test_the_attention_that_gives_nan_is_off():
+    """cuDNN's, whatever the device; another kernel is left for every dtype."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
