@@ -690,6 +690,10 @@ def of_folder(path, split):
 def of_hub(name, split):
     """The table of a data set on the hub."""
     datasets = quiet_datasets()
+    if not policies.is_reached(name):
+        # Only the cache is asked, which has what was loaded before; asking the hub takes half a
+        # minute to fail.
+        datasets.config.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(name, split=split)
     # datasets raises its own, pyarrow's and the hub client's errors.

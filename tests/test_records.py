@@ -6,6 +6,7 @@ Every layout through reading, through data.Records, and some through five steps 
 import gzip
 import json
 import os
+import socket
 
 import pytest
 
@@ -554,6 +555,25 @@ def test_a_hub_name_with_a_split(monkeypatch):
     for source in ("a/b-c.d", "a/b:test", "a/b:test[:10]"):
         assert data.read("comparisons", source) == [COMPARISON]
     assert asked == [("a/b-c.d", "train"), ("a/b", "test"), ("a/b", "test[:10]")]
+
+
+def test_a_hub_that_is_not_reached_is_not_asked(monkeypatch):
+    """Nothing but a cache is looked into: one line, and no connection is tried."""
+    import datasets
+
+    tried = []
+
+    def connect(*given, **named):
+        tried.append(given)
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as it was, afterwards
+    monkeypatch.setattr(policies, "is_reached", lambda name: False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    with pytest.raises(ValueError, match="nobody/nothing.*without network give a local file"):
+        data.read("demos", "nobody/nothing")
+    assert not tried
 
 
 # Chat templates
