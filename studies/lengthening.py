@@ -5,7 +5,7 @@ fourth reader who likes length (likes_length.py). One run each at the method's d
 the panel itself and no learned model, so that what is longer is not the model's error.
 A method's length is given beside the start's, and its win rate under the panel that it learned.
 Left out: methods that learn from a reward, which a --preference file does not give; other seeds.
-Run: python -m studies.lengthening                  (1 h 30 min on 2 cores)
+Run: python -m studies.lengthening                  (40 min on 2 cores)
      python -m studies.lengthening --from-results   (the table from the lines of results/ alone)
 """
 

@@ -590,7 +590,12 @@ def test_the_committed_pages_are_the_documented_ones(capsys, monkeypatch):
     monkeypatch.setattr(job.report, "plot", lambda *_: None)
     monkeypatch.setattr(survey, "plot", lambda *_: None)
     folder = Path(__file__).resolve().parent.parent / "results"
-    pages = ((survey, "survey"), (paper_scale, "paper_scale"), (rungs, "equilibrium"))
+    pages = (
+        (survey, "survey"),
+        (lengthening, "survey"),
+        (paper_scale, "paper_scale"),
+        (rungs, "equilibrium"),
+    )
     pages += ((middle, "equilibrium"), (longer, "equilibrium"), (arrival, "equilibrium"))
     pages += ((same_tau, "README"), (exploitability, "README"), (responder, "README"))
     for study, page in (*pages, (lengths, "README"), (cells, "README")):
