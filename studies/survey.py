@@ -9,7 +9,7 @@ the table is of the seeds that have all of theirs.
 Offline runs learn from recorded pairs of the start's responses.
 Left out: a rate of each one's own; nothing but the paper's six was tuned for this task.
 Run: python -m studies.survey once            (about 25 min on 2 cores)
-     python -m studies.survey                 (6 h on 2 cores)
+     python -m studies.survey                 (5 h on 2 cores)
      python -m studies.survey --from-results  (the tables from the lines of results/ alone)
 """
 

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import files
@@ -223,10 +225,8 @@ def test_a_policy_that_is_spoiled(tmp_path, good, capfd, monkeypatch, case):
     spoil, expected = POLICIES[case]
     shutil.copytree(good, tmp_path / "policy")
     spoil(tmp_path / "policy")
-    if case == "one id twice":
-        ids = policies.load_tokenizer(tmp_path / "policy").get_vocab().values()
-        if len(set(ids)) == len(ids):
-            pytest.skip("this transformers keeps one of the two entries only")
+    if case == "one id twice" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("an older transformers keeps one of the two entries, now this one, now that")
 
     def asked(*_):
         raise AssertionError("standard input was read")
