@@ -124,14 +124,16 @@ def seed_cells(study, chosen, seed):
 
 
 @functools.cache
-def others(folder, start, names):
-    """The models of the start and of some rivals, kept by a process.
+def models(folder, start, learned, names):
+    """The learned model and the others, the start and some rivals, all kept by a process.
 
-    folder, start, names:
-        of the runs; of the supervised policy; the rivals', as runs.load_policy has them.
+    folder, start, learned, names:
+        of the runs; of the supervised policy; of the preference model; the rivals', as
+        runs.load_policy has them.
     """
     there = dict(folder=folder, shared=dict(SFT=start))
-    return [runs.load_policy(there, name) for name in ("SFT", *names)]
+    others = [runs.load_policy(there, name) for name in ("SFT", *names)]
+    return preference_model.load(learned), others
 
 
 @functools.cache
@@ -139,15 +141,18 @@ def others(folder, start, names):
 def said_by_others(folder, start, learned, names, step, size):
     """What the others say to a chunk of test prompts, kept by a process: the same to every policy.
 
-    learned:
-        the folder of the preference model. The other arguments as others and meet have them.
+    The first four arguments are those of models.
+
+    step, size:
+        the chunk's number, and how many prompts it has.
 
     Returns a list of (answer, what the learned model reads in it).
     """
-    task, model = data.BuiltIn(), preference_model.load(learned)
+    task = data.BuiltIn()
+    model, others = models(folder, start, learned, names)
     prompt = task.prompts("test", step, CHUNK).rows(slice(0, size))
     found = []
-    for place, player in enumerate(others(folder, start, names)):
+    for place, player in enumerate(others):
         said = tournament.answer(player, task, prompt, "test", step, place)
         found.append((said, model.read(prompt, said)))
     return found
@@ -158,17 +163,16 @@ def meet(todo):
     """A policy's line: the win rate over each rival under the panel and the learned model, from one
     response of each to each test prompt, its KL, length and share of different responses."""
     there, task = todo["where"], data.BuiltIn()
-    shared, names = there["shared"], tuple(todo["rivals"])
-    learned = preference_model.load(shared["learned"])
+    shared = there["shared"]
+    given = there["folder"], shared["SFT"], shared["learned"], tuple(todo["rivals"])
+    learned, (start, *_) = models(*given)
     policy = runs.load_policy(there, todo["policy"])
-    start, *_ = others(there["folder"], shared["SFT"], names)
     wins = dict(win_rate=[], learned=[])
     log_ratios, kept = [], []
     for step in range(-(-there["prompts"] // CHUNK)):  # rounded up
         size = min(CHUNK, there["prompts"] - step * CHUNK)
         prompt = task.prompts("test", step, CHUNK).rows(slice(0, size))
-        given = there["folder"], shared["SFT"], shared["learned"], names, step, size
-        said = said_by_others(*given)
+        said = said_by_others(*given, step, size)
         # The policy is the last player of all: no rival's uniforms are its own.
         place = len(said) + 1
         answer = tournament.answer(policy, task, prompt, "test", step, place)
