@@ -182,7 +182,7 @@ class BuiltIn:
         rows = [self.tokenizer.encode(text) for text in texts]
         return policies.pad(rows, side, self.tokenizer.eos_token_id)
 
-    def comparisons(self, role, step, count, model, responses=6, share=everything):
+    def comparisons(self, role, step, count, model, responses=6, share=everything, seed=0):
         """Several responses to each of some fresh posts, and every pair of a post's to vote on.
 
         role:
@@ -197,10 +197,12 @@ class BuiltIn:
             to each post, two or more.
         share:
             share(posts) is a slice of them: only their responses and pairs are wanted.
+        seed:
+            an integer; other responses to the same posts, and other votes.
 
         Returns Comparisons on the model's device, with the panel's own probabilities.
         """
-        rng = generator(self.data_seed, f"votes for {role}", step)
+        rng = generator(self.data_seed, of_seed(f"votes for {role}", seed), step)
         count = max(1, count // responses)
         split = "preference" if role == "preference" else "validation"
         mine = share(count)
@@ -217,6 +219,12 @@ class BuiltIn:
         all_pairs = inside(mine, count).repeat(responses * (responses - 1) // 2)
         # The votes come from the generator that drew the responses, after them.
         return Comparisons(prompt, response, first, second, preference, rng, all_pairs)
+
+
+def of_seed(stage, seed):
+    """A stage's name for generator, of a run's seed; of seed 0 the name itself, which the stages
+    that all runs share have."""
+    return f"{stage}, seed {seed}" if seed else stage
 
 
 def every_pair(count, responses, device):
@@ -376,7 +384,7 @@ class Records:
         prompt = self.pad_prompts([row["prompt"] for row in rows])
         return prompt, self.pad_responses([row["completion"] for row in rows])
 
-    def comparisons(self, role, step, count, model, responses=2, share=everything):
+    def comparisons(self, role, step, count, model, responses=2, share=everything, seed=0):
         """Recorded comparisons, the chosen response first.
 
         role:
@@ -391,11 +399,13 @@ class Records:
             to each prompt: records hold two, whatever is asked for.
         share:
             share(records) is a slice of them: only they are wanted.
+        seed:
+            an integer; the records in another order.
 
         Returns Comparisons with preference 1.
         """
         rows = self.parts[role] if role in self.parts else self.compared[role]
-        rows = self.batch_of(rows, role, step, count // 2)
+        rows = self.batch_of(rows, of_seed(role, seed), step, count // 2)
         mine = share(len(rows))
         all_pairs = inside(mine, len(rows))
         rows = rows[mine]
@@ -414,17 +424,20 @@ class Records:
         return found.to(model.device)
 
 
-def recorded_pairs(task, step, count, reference, share, device):
+def recorded_pairs(task, step, count, reference, share, device, seed=0):
     """A step's pairs from the recorded comparisons, for --offline: (prompt, y, y_other, label [B]).
 
     task, reference:
         where the comparisons come from, and the model that task.comparisons takes.
     count:
         pairs of all processes; share, as task.comparisons takes it, says which are this one's.
+    seed:
+        the run's, as task.comparisons takes it.
 
     The label is a vote drawn from the recorded preference: 1 where y won, else 0.
     """
-    compared = task.comparisons("preference", step, 2 * count, reference, 2, share).to(device)
+    given = "preference", step, 2 * count, reference, 2, share, seed
+    compared = task.comparisons(*given).to(device)
     prompt = compared.prompt.rows(compared.first)
     y, y_other = compared.response.rows(compared.first), compared.response.rows(compared.second)
     return prompt, y, y_other, compared.votes()

@@ -66,7 +66,7 @@ def align(run, options, method, task, policy, reference, preference, judge):
                 run.log(step, evaluate.validate(policy, start, judge, task))
             if options.offline:  # eq 10: pairs of the data, which the policy had no part in
                 given = step, options.batch_size, start, parallel.share, options.device
-                batch = data.recorded_pairs(task, *given)
+                batch = data.recorded_pairs(task, *given, options.seed)
             else:  # eq 11's pairs: y, y' ~ SG[pi], or the mixture (section 5), as PAIR says
                 prompt = task.prompts("align", step, options.batch_size).rows(mine)
                 prompt = prompt.to(options.device)

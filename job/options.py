@@ -287,7 +287,8 @@ def add_method_options(add):
         type=size,
         help="pairs a backward pass: less memory, the same result (default: the whole batch)",
     )
-    add("--seed", type=seed, default=0, help="of the draws; --offline has none (default 0)")
+    help_seed = "of the draws; of --offline which recorded pairs, or in which order (default 0)"
+    add("--seed", type=seed, default=0, help=help_seed)
 
 
 def add_lag_options(add):

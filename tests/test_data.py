@@ -173,6 +173,22 @@ def test_offline_labels_are_single_votes():
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
+def test_a_seed_records_other_responses_to_the_same_posts():
+    """--offline --seed 1 is another run, as it is online: the same prompts, other draws."""
+    task = data.BuiltIn(0)
+    model = policies.build("tiny", task.tokenizer, 128, 0)
+    given = task, 0, 30, model, data.everything, "cpu"
+    prompt, y, y_other, label = data.recorded_pairs(*given)
+    for seed in (1, 2):
+        found = data.recorded_pairs(*given, seed)
+        assert torch.equal(found[0].ids, prompt.ids)
+        for now, before in zip(found[1:3], (y, y_other), strict=True):
+            alike = [a == b for a, b in zip(now.lists(), before.lists(), strict=True)]
+            assert sum(alike) < 5, seed
+        assert not torch.equal(found[3], label)
+    assert not torch.equal(found[1].ids, data.recorded_pairs(*given, 1)[1].ids)
+
+
 def pairs_of(comparisons):
     """The pairs of row numbers that are compared, as tuples."""
     return list(zip(comparisons.first.tolist(), comparisons.second.tolist(), strict=True))

@@ -669,6 +669,25 @@ def test_ends_of_turns_stay_in_prompts_and_in_no_response(tmp_path, chat):
     assert end not in row
 
 
+def test_a_seed_orders_recorded_pairs_anew(tmp_path, chat):
+    """Of --offline: in one pass over the records every pair once, in an order of its own. Seed 0's
+    is that of the preference model's pairs, as it was before there were others."""
+    records = data.read("comparisons", write(tmp_path / "x.jsonl", sky(150)), chat)
+    task = data.Records([], records, [], chat, 512, 40)
+    model = policies.build("tiny", chat, 600, 0)
+    count = len(task.compared["preference"])
+    orders = []
+    for seed in (0, 1, 2):
+        given = task, 0, count, model, data.everything, "cpu", seed
+        _, chosen, _, label = data.recorded_pairs(*given)
+        assert label.tolist() == [1.0] * count
+        orders.append([tuple(ids) for ids in chosen.lists()])
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
+    assert len({tuple(order) for order in orders}) == 3
+    plain = task.comparisons("preference", 0, 2 * count, model).response.lists()[:count]
+    assert orders[0] == [tuple(ids) for ids in plain]
+
+
 def test_a_prompt_of_nothing_but_end_of_text(tmp_path, chat):
     """It is refused by its line; unknown words that leave nothing are read as end-of-text.
 
