@@ -222,9 +222,9 @@ def row(name, own, met, bounds):
         tau=own["tau"],
         pairs=pairs_of(own),
         wins=wins[:, 0],
-        learned=np.mean([line["learned"][0] for line in met]),
-        kl=runs.column(met, "kl").mean(),
-        length=runs.column(met, "length").mean(),
+        learned=np.array([line["learned"][0] for line in met]),
+        kl=runs.column(met, "kl"),
+        length=runs.column(met, "length"),
         distinct=runs.column(met, "distinct").mean(),
         worst=least[worst],
         rival=list(runs.NAMES.values())[worst],
@@ -257,11 +257,11 @@ def best(study):
     plot(study, rows)
 
 
-def over_seeds(values):
-    """The mean of a number of each seed, and of several seeds the least and the most."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def over_seeds(values, digits=3):
+    """The mean of a number of each seed, and of several seeds the least and the most: where a run
+    in three collapses, the mean is of nothing that one would see."""
+    mean, least, most = (f"{f(values):.{digits}f}" for f in (np.mean, np.min, np.max))
+    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
 
 
 def print_best(rows):
@@ -270,46 +270,51 @@ def print_best(rows):
     print("| worst of the six | exploitability |")
     print("|---" * 10 + "|")
     for one in rows:
+        length = one["length"].mean()
         print(
             f"| {one['name']} | {one['tau']:g} | {one['pairs']} | {over_seeds(one['wins'])} "
-            f"| {one['learned']:.3f} | {one['kl']:.2f} | {one['length']:.1f} "
+            f"| {over_seeds(one['learned'])} | {over_seeds(one['kl'], 2)} | {length:.1f} "
             f"| {one['distinct']:.3f} | {one['worst']:.3f}, {one['rival']} "
             f"| {over_seeds(one['gaps'])} |"
         )
 
 
 def plot(study, rows):
-    """survey.png: win rate over KL, a mark the larger the longer the responses; beside it, larger,
-    those that win most."""
+    """survey.png: win rate over KL, a mark a seed, the larger the longer the responses; beside it,
+    larger, those that win most."""
     from matplotlib.figure import Figure  # here: only the picture needs it
 
     figure = Figure(figsize=(13, 6))
     everyone, crowd = figure.subplots(1, 2)
-    scatter(everyone, rows)
+    for axis in (everyone, crowd):
+        scatter(axis, rows)
+        axis.set_xlabel("KL(pi, start), nats")
     everyone.set_xscale("log")
     everyone.axhline(0.5, color="grey", linewidth=0.5)
-    everyone.set_title("every loss at the best of three taus; the area of a mark is its length")
+    everyone.set_title("best of three taus; a mark a seed, joined; its area is the length")
     everyone.set_ylabel("win rate over the start (panel)")
     everyone.legend()
-    # A small scale may have nobody there: then it is the same picture again.
-    scatter(crowd, [one for one in rows if one["wins"].mean() >= CROWD] or rows)
-    crowd.set_title(f"those that win {CROWD:g} and more")
-    for axis in (everyone, crowd):
-        axis.set_xlabel("KL(pi, start), nats")
+    wins, kl = (np.concatenate([one[name] for one in rows]) for name in ("wins", "kl"))
+    if (wins >= CROWD).any():  # a small scale may have nobody there: then it is the same again
+        crowd.set_ylim(CROWD, wins.max() + 0.01)
+        crowd.set_xlim(kl[wins >= CROWD].min() - 0.5, kl[wins >= CROWD].max() + 0.5)
+    crowd.set_title(f"the runs that win {CROWD:g} and more")
     figure.tight_layout()
     figure.savefig(f"{study.results}/survey{runs.suffix(study.scale)}.png", dpi=110)
 
 
 def scatter(axis, rows):
-    """A mark and a name for each row."""
-    for pairs, colour in (("own", "tab:blue"), ("recorded", "tab:orange")):
-        part = [one for one in rows if one["pairs"] == pairs]
-        sizes = [8 * one["length"] for one in part]
-        x = [max(one["kl"], LEAST_KL) for one in part]
-        y = [one["wins"].mean() for one in part]
-        axis.scatter(x, y, sizes, color=colour, alpha=0.5, label=f"{pairs} pairs")
-        for one, place in zip(part, zip(x, y, strict=True), strict=True):
-            axis.annotate(one["name"], place, fontsize=7)
+    """A mark for each seed of each row, joined, and a name at the one that wins most."""
+    colours = dict(own="tab:blue", recorded="tab:orange")
+    for pairs, colour in colours.items():
+        axis.scatter([], [], color=colour, alpha=0.5, label=f"{pairs} pairs")
+    for one in rows:
+        kl = one["kl"].clip(LEAST_KL)
+        colour = colours[one["pairs"]]
+        axis.scatter(kl, one["wins"], 8 * one["length"], color=colour, alpha=0.5)
+        axis.plot(kl, one["wins"], color=colour, alpha=0.3, linewidth=0.8)
+        best = one["wins"].argmax()
+        axis.annotate(one["name"], (kl[best], one["wins"][best]), fontsize=7)
 
 
 def main(argv=None):
