@@ -9,6 +9,7 @@ Run: python -m studies.cells    (reads results/, runs nothing)
 
 import argparse
 import sys
+from itertools import chain
 from types import SimpleNamespace
 
 import job.versions
@@ -47,11 +48,20 @@ def planned(study):
     yield "responder", responder.cells(study)
     yield "survey, once", survey.cells(study)
     yield "survey, other taus", survey.tau_cells(study)
-    # Which taus they are is known only later; how many runs is known now.
-    count = (survey.SEEDS - 1) * len(survey.kinds())
-    later = [dict(name=f"survey, later {number}", steps=study.steps) for number in range(count)]
-    yield "survey, more seeds", later
+    yield "survey, more seeds", more_seeds(study)
     yield "lengthening", lengthening.cells(study)
+
+
+def more_seeds(study):
+    """The survey's runs with other seeds than 0, once its taus are known; before, without a name:
+    how many there are is known now."""
+    seeds = range(1, survey.SEEDS)
+    try:
+        chosen = survey.choose(study)
+    except ValueError:  # lines are missing
+        count = len(seeds) * len(survey.kinds())
+        return [dict(name=f"survey, later {number}", steps=study.steps) for number in range(count)]
+    return list(chain.from_iterable(survey.seed_cells(study, chosen, seed) for seed in seeds))
 
 
 def of_choice(study):
