@@ -402,12 +402,12 @@ def print_summary(options, summary):
     """The end of a run on the screen."""
     if "warning" in summary:
         print(f"warning: {summary['warning']}")
-    for name, value in summary.items():
-        if name == "warning":
-            continue
+    shown = {name: value for name, value in summary.items() if name != "warning"}
+    width = max(map(len, shown))
+    for name, value in shown.items():
         text = f"{value:.4g}" if isinstance(value, float) else value
         text = "none" if value is None else text
-        print(f"  {name:14s} {text}")
+        print(f"  {name:{width}s} {text}")
     print(f"in {options.out}: policy/, samples.txt, curves.png, metrics.jsonl, summary.json")
 
 

@@ -1,4 +1,8 @@
-"""At a run's end: how near is the policy to the equilibrium that its tau and beta have?"""
+"""At a run's end: how near is the policy to the equilibrium that its tau and beta have?
+
+Trap: among its own responses a policy that has lost most of what it could say looks as if it had
+arrived (THEORY.md, section 22). So the reference's responses are asked about as well.
+"""
 
 from functools import partial
 
@@ -9,10 +13,13 @@ import equilibrium
 from job import parallel
 from preference_model import PreferenceModel
 
+OF_REFERENCE = ("r2", "exploitability")  # what is told of the reference's responses
+
 
 def measure(options, policy, reference, preference, task):
     """How near a finished policy is to the equilibrium that its tau and beta have, of some test
-    prompts: equilibrium.summarise's numbers. {} where there is nothing to ask.
+    prompts: equilibrium.summarise's numbers of its own responses and, with _ref behind their names,
+    those of OF_REFERENCE. {} where there is nothing to ask.
 
     options:
         of the run.
@@ -31,16 +38,23 @@ def measure(options, policy, reference, preference, task):
     size = dict(count=20, responses=16, opponents=32)
     if not isinstance(task, data.BuiltIn):
         size = dict(count=8, responses=16, opponents=16)
-    rows = equilibrium.measure(
-        policy,
-        reference,
-        preference,
-        task,
-        options.tau,
-        options.beta,
-        **size,
-        share=partial(parallel.share, least=0),
-    )
-    found = equilibrium.summarise(torch.cat(parallel.gather(rows)))
-    del found["prompts"]  # evaluate's are more
-    return equilibrium.or_none(found)  # of a policy that has not moved no slope is defined
+    found = {}
+    for drawn_from in ("policy", "reference"):
+        rows = equilibrium.measure(
+            policy,
+            reference,
+            preference,
+            task,
+            options.tau,
+            options.beta,
+            **size,
+            share=partial(parallel.share, least=0),
+            drawn_from=drawn_from,
+        )
+        found[drawn_from] = equilibrium.summarise(torch.cat(parallel.gather(rows)))
+    numbers = found["policy"]
+    del numbers["prompts"]  # evaluate's are more
+    for name in OF_REFERENCE:
+        numbers[f"{name}_ref"] = found["reference"][name]
+        numbers[f"{name}_ref_se"] = found["reference"][f"{name}_se"]
+    return equilibrium.or_none(numbers)  # of a policy that has not moved no slope is defined

@@ -349,6 +349,19 @@ def test_a_preference_model_reads_each_response_once(w, model):
     assert (rows - again).abs().max() < 1e-5 and rows[:, 2].max() > 1e-5
 
 
+def both_ways(*given, **sizes):
+    """What a run's summary has: all numbers of the policy's responses, two of the reference's."""
+    own, of_reference = (
+        equilibrium.summarise(equilibrium.measure(*given, **sizes, drawn_from=drawn_from))
+        for drawn_from in ("policy", "reference")
+    )
+    del own["prompts"]
+    for name in ("r2", "exploitability"):
+        own[f"{name}_ref"] = of_reference[name]
+        own[f"{name}_ref_se"] = of_reference[f"{name}_se"]
+    return own
+
+
 def test_a_runs_residual(w, model, monkeypatch):
     """At a run's end: 20 test prompts, 16 responses, twice 32 opponents, the run's tau and beta; 8
     prompts and twice 16 opponents where the task is no built-in one. A file of the user's is not
@@ -360,15 +373,10 @@ def test_a_runs_residual(w, model, monkeypatch):
     found = residual.measure(options, model[0], w.reference, learned, Enumerable())
     given = model[0], w.reference, learned, Enumerable(), 0.2, 0.125
     of_files = dict(count=8, responses=16, opponents=16)
-    expected = equilibrium.summarise(equilibrium.measure(*given, **of_files))
-    del expected["prompts"]
-    assert found == expected and found["slope_se"] > 0
+    assert found == both_ways(*given, **of_files) and found["slope_se"] > 0
     monkeypatch.setattr(data, "BuiltIn", Enumerable)
     found = residual.measure(options, model[0], w.reference, learned, Enumerable())
-    sizes = dict(count=20, responses=16, opponents=32)
-    expected = equilibrium.summarise(equilibrium.measure(*given, **sizes))
-    del expected["prompts"]
-    assert found == expected
+    assert found == both_ways(*given, count=20, responses=16, opponents=32)
     assert residual.measure(options, model[0], w.reference, partial(learned), Enumerable()) == {}
     unmoved = residual.measure(options, w.reference, w.reference, learned, Enumerable())
     assert unmoved["slope"] is None and math.isfinite(unmoved["exploitability"])

@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 import math
+import re
 import types
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from losses import groups
 from reference_sampler import constant_gpt2, gpt2
 from test_architectures import tiny
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
 FEW = [
     "--supervised-steps",
     "5",
@@ -517,6 +519,18 @@ def test_a_run_leaves_what_it_promises(finished):
     assert all(word in text for word in ("start", "result", *summaries.ANNOTATORS))
 
 
+def test_the_readme_shows_every_number_of_a_summary(finished):
+    """In its order; and docs/metrics.md has a row for each, the standard errors but the first with
+    what they are of."""
+    summary = json.loads((finished / "summary.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^  (\w+) +[\w.-]+$", readme, re.MULTILINE)
+    assert shown == list(summary)
+    explained = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in shown:
+        assert f"`{name}`" in explained or f"`{name.removesuffix('_se')}`" in explained, name
+
+
 def test_the_policy_folder_is_an_ordinary_one(finished):
     """AutoModelForCausalLM and AutoTokenizer open it, and the policy has moved away from the
     supervised one, which lies in the stages as it was."""
@@ -589,6 +603,17 @@ def test_ipo_md_without_mixture_is_ipo_bit_for_bit(place, finished, capsys):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     for other in (mixed, seed):
         assert not torch.equal(one["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+def test_another_seed_is_another_run_offline_too(place, finished):
+    """Two seeds of --offline end in different weights: what they learn from differs, not only what
+    their evaluation draws."""
+    ends = []
+    for seed in ("0", "1"):
+        name = f"seed {seed} of recorded pairs"
+        assert run(place, name, "--loss", "dpo", "--offline", "--seed", seed) == 0
+        ends.append(weights(place / name)["transformer.wte.weight"])
+    assert not torch.equal(*ends)
 
 
 def test_the_same_command_again_prints_the_finished_result(place, finished, capsys):
