@@ -294,7 +294,8 @@ def plot(study, rows):
     everyone.set_title("best of three taus; a mark a seed, joined; its area is the length")
     everyone.set_ylabel("win rate over the start (panel)")
     everyone.legend()
-    wins, kl = (np.concatenate([one[name] for one in rows]) for name in ("wins", "kl"))
+    wins = np.concatenate([one["wins"] for one in rows])
+    kl = np.concatenate([one["kl"] for one in rows])
     if (wins >= CROWD).any():  # a small scale may have nobody there: then it is the same again
         crowd.set_ylim(CROWD, wins.max() + 0.01)
         crowd.set_xlim(kl[wins >= CROWD].min() - 0.5, kl[wins >= CROWD].max() + 0.5)
