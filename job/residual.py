@@ -13,6 +13,11 @@ import equilibrium
 from job import parallel
 from preference_model import PreferenceModel
 
+# Prompts, responses and opponents that are asked about: of the built-in task, and of others. The
+# model reads each response with its prompt. A post from a file may be thirty times as long as a
+# built-in one: as many of them would take longer than the alignment itself.
+BUILT_IN = dict(count=20, responses=16, opponents=32)
+FILES = dict(count=8, responses=16, opponents=16)
 OF_REFERENCE = ("r2", "exploitability")  # what is told of the reference's responses
 
 
@@ -33,11 +38,7 @@ def measure(options, policy, reference, preference, task):
     """
     if not isinstance(preference, PreferenceModel):
         return {}
-    # The model reads each response with its prompt. A post from a file may be thirty times as long
-    # as a built-in one: as many of them would take longer than the alignment itself.
-    size = dict(count=20, responses=16, opponents=32)
-    if not isinstance(task, data.BuiltIn):
-        size = dict(count=8, responses=16, opponents=16)
+    size = BUILT_IN if isinstance(task, data.BuiltIn) else FILES
     found = {}
     for drawn_from in ("policy", "reference"):
         rows = equilibrium.measure(

@@ -23,7 +23,7 @@ import sampler
 import summaries
 import train
 from clock import Clock, align
-from job import report, versions
+from job import report, residual, versions
 from job.options import find_method, is_group, method_names, of_batch, parse, precision
 from losses import groups
 from reference_sampler import constant_gpt2, gpt2
@@ -49,9 +49,11 @@ FEW = [
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Width 16 under the name tiny."""
+    """Width 16 under the name tiny, and a residual of few questions: half of a short run's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(policies.SIZES, "tiny", dict(n_layer=1, n_head=2, n_embd=16))
+        for sizes in ("BUILT_IN", "FILES"):
+            patch.setattr(residual, sizes, dict(count=4, responses=4, opponents=4))
         yield patch
 
 
