@@ -269,6 +269,23 @@ def summarise(rows):
     return numbers | dict(prompts=count)
 
 
+def both_ways(*given, whole=lambda rows: rows, **size):
+    """summarise's numbers among the policy's own responses and among the reference's.
+
+    given, size:
+        as measure takes them.
+    whole:
+        whole(rows) is the rows of all processes, where share gave this one a part.
+
+    Returns {"policy": numbers, "reference": numbers}.
+    """
+    found = {}
+    for drawn_from in ("policy", "reference"):
+        rows = measure(*given, **size, drawn_from=drawn_from)
+        found[drawn_from] = summarise(whole(rows))
+    return found
+
+
 def or_none(numbers):
     """summarise's numbers with None for those that mean nothing: a .json file has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -39,20 +39,17 @@ def measure(options, policy, reference, preference, task):
     if not isinstance(preference, PreferenceModel):
         return {}
     size = BUILT_IN if isinstance(task, data.BuiltIn) else FILES
-    found = {}
-    for drawn_from in ("policy", "reference"):
-        rows = equilibrium.measure(
-            policy,
-            reference,
-            preference,
-            task,
-            options.tau,
-            options.beta,
-            **size,
-            share=partial(parallel.share, least=0),
-            drawn_from=drawn_from,
-        )
-        found[drawn_from] = equilibrium.summarise(torch.cat(parallel.gather(rows)))
+    found = equilibrium.both_ways(
+        policy,
+        reference,
+        preference,
+        task,
+        options.tau,
+        options.beta,
+        **size,
+        share=partial(parallel.share, least=0),
+        whole=lambda rows: torch.cat(parallel.gather(rows)),
+    )
     numbers = found["policy"]
     del numbers["prompts"]  # evaluate's are more
     for name in OF_REFERENCE:

@@ -51,23 +51,18 @@ def measure(options):
     if options.responses < 2:
         raise ValueError(f"--responses {options.responses}: give at least 2")
     policy, reference, task, judge, _ = evaluate.open_both(options)
-    found = {}
-    for drawn_from in ("policy", "reference"):
-        rows = equilibrium.measure(
-            policy,
-            reference,
-            judge,
-            task,
-            options.tau,
-            options.beta,
-            count=options.count,
-            responses=options.responses,
-            opponents=options.opponents,
-            seed=options.seed,
-            drawn_from=drawn_from,
-        )
-        found[drawn_from] = equilibrium.summarise(rows)
-    return found
+    return equilibrium.both_ways(
+        policy,
+        reference,
+        judge,
+        task,
+        options.tau,
+        options.beta,
+        count=options.count,
+        responses=options.responses,
+        opponents=options.opponents,
+        seed=options.seed,
+    )
 
 
 def main(argv=None):

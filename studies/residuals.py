@@ -21,11 +21,8 @@ def measure(*given, **size):
     given, size:
         as equilibrium.measure takes them.
     """
-    found = []
-    for drawn_from in ("policy", "reference"):
-        rows = equilibrium.measure(*given, **size, drawn_from=drawn_from)
-        found.append(equilibrium.or_none(equilibrium.summarise(rows)))
-    own, of_start = found
+    found = equilibrium.both_ways(*given, **size)
+    own, of_start = (equilibrium.or_none(found[whose]) for whose in ("policy", "reference"))
     return own | dict(reference=of_start)
 
 
